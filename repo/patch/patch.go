@@ -368,7 +368,7 @@ func (r *Recipe) check() error {
 			}
 		}
 	}
-	if r.Timeout < 0 || time.Duration(r.Timeout)*time.Second > maxTimeout {
+	if r.Timeout < 0 || r.Timeout > int(maxTimeout.Seconds()) {
 		return fmt.Errorf("timeout of %d s is not within 0 and %s", r.Timeout, maxTimeout)
 	}
 	if len(r.Exit) > maxList {

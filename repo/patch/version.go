@@ -1,6 +1,7 @@
 package patch
 
 import (
+	"cmp"
 	"strings"
 
 	"github.com/Masterminds/semver/v3"
@@ -31,7 +32,7 @@ func compareDebian(a, b string) int {
 	vb, errB := debian.NewVersion(b)
 	switch {
 	case errA == nil && errB == nil:
-		return va.Compare(vb)
+		return cmp.Compare(va.Compare(vb), 0)
 	case errA == nil:
 		return 1
 	case errB == nil:
