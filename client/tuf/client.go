@@ -21,6 +21,7 @@ type Client struct {
 	fetcher Fetcher
 	now     func() time.Time
 	limits  Limits
+	lenient bool // Config.PassExpired
 	state   *state
 
 	refreshing chan struct{} // holds one token while a Refresh runs
@@ -45,6 +46,7 @@ func Open(cfg Config) (*Client, error) {
 		fetcher:    cfg.Fetcher,
 		now:        cfg.Now,
 		limits:     cfg.Limits.withDefaults(),
+		lenient:    cfg.PassExpired,
 		refreshing: make(chan struct{}, 1),
 	}
 	if c.now == nil {

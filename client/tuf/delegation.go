@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
@@ -161,7 +162,7 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 	}
 	v.mu.Unlock()
 	if role != nil {
-		return role, checkExpiry(from.name, role.Expires, now)
+		return role, c.checkRoleExpiry(role, now)
 	}
 	if from.name != metadata.TARGETS && isTopLevel(from.name) {
 		return nil, distrust(from.delegator, "it delegates to %q, the name of a top-level role", from.name)
@@ -175,7 +176,7 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 	}
 	for _, data := range others {
 		role, err := verifyRole(v, from, data)
-		if err == nil && checkExpiry(from.name, role.Expires, now) == nil {
+		if err == nil && c.checkRoleExpiry(role, now) == nil {
 			return c.addRole(v, e, role), nil
 		}
 		if err != nil && fetched {
@@ -191,7 +192,7 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 	if role, err = verifyRole(v, from, data); err != nil {
 		return nil, err
 	}
-	if err := checkExpiry(from.name, role.Expires, now); err != nil {
+	if err := c.checkRoleExpiry(role, now); err != nil {
 		return nil, err
 	}
 	role.fetched = true
@@ -199,6 +200,13 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 		return nil, err
 	}
 	return c.addRole(v, e, role), nil
+}
+
+func (c *Client) checkRoleExpiry(role *Role, now time.Time) error {
+	if c.lenient && role.Name != metadata.TARGETS {
+		return nil
+	}
+	return checkExpiry(role.Name, role.Expires, now)
 }
 
 func (c *Client) addRole(v *view, e edge, role *Role) *Role {

@@ -86,6 +86,11 @@ type Config struct {
 	Limits  Limits
 	// ReadOnly neither writes Dir nor locks it; what is fetched stays in memory.
 	ReadOnly bool
+	// PassExpired gives out delegated roles that have expired like others: for
+	// who only hands metadata on, as a mirror does, and must not stop at one
+	// role that its owner forgot to renew. Role.Expires tells. The top-level
+	// roles are as strict as ever.
+	PassExpired bool
 }
 
 // Limits bound what the repository can make a Client do. Zero fields take the
