@@ -1,0 +1,332 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/patchkeep/patchkeep/repo/layout"
+	"github.com/patchkeep/patchkeep/repo/patch"
+	"github.com/patchkeep/patchkeep/repo/store"
+)
+
+// Published is a patch as its product's role vouches for it.
+type Published struct {
+	Path   string       `json:"path"`
+	Length int64        `json:"length"`
+	SHA256 string       `json:"sha256"`
+	Blocks bool         `json:"blocks"` // it has a block list
+	Patch  *patch.Patch `json:"patch"`
+	Rings  []string     `json:"rings"` // that approve this very content
+}
+
+// AddPatch publishes a file, read once and in constant memory, as p, and
+// returns its target path. size is the file's length in bytes, -1 if unknown.
+// A version that is published already is ErrExists, and an unknown product
+// fs.ErrNotExist; then nothing was written.
+func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName string, file io.Reader, size int64, dryRun bool) (*Published, *Change, error) {
+	custom, err := p.ToCustom()
+	if err != nil {
+		return nil, nil, err
+	}
+	path, err := layout.PatchPath(p.Product, p.Version, p.Platform, fileName)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.checkNew(ctx, p, path, dryRun); err != nil {
+		return nil, nil, err
+	}
+	pub := &Published{Path: path, Patch: p}
+	blocks, err := r.upload(ctx, pub, file, size, dryRun)
+	if err != nil {
+		return nil, nil, err
+	}
+	change, err := r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
+		t, err := d.edit(ctx, layout.ProductRole(p.Product))
+		if err != nil {
+			return unknownProduct(p.Product, err)
+		}
+		if err := takenVersion(t.Targets, p, path); err != nil {
+			return err
+		}
+		t.Targets[path] = targetFile(path, pub.Length, [32]byte(mustHex(pub.SHA256)))
+		t.Targets[path].Custom = &custom
+		if pub.Blocks {
+			return d.putDocument(ctx, layout.ProductRole(p.Product), layout.BlocksPath(path), blocks)
+		}
+		return nil
+	})
+	return pub, change, err
+}
+
+// checkNew refuses before the upload what the publish would refuse after it.
+func (r *Repository) checkNew(ctx context.Context, p *patch.Patch, path string, dryRun bool) error {
+	base, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	md, err := base.role(ctx, layout.ProductRole(p.Product))
+	if err != nil {
+		return unknownProduct(p.Product, err)
+	}
+	if err := takenVersion(md.Signed.Targets, p, path); err != nil {
+		return err
+	}
+	if dryRun {
+		return nil
+	}
+	d := r.draftOn(base)
+	for _, role := range []string{layout.ProductRole(p.Product), layout.RoleSnapshot, layout.RoleTimestamp} {
+		ids, threshold, err := d.authority(ctx, role)
+		if err != nil {
+			return err
+		}
+		if err := r.canSign(ctx, role, ids, threshold); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// canSign finds out before an upload, not after it, that keys are missing or a
+// password is wrong.
+func (r *Repository) canSign(ctx context.Context, role string, ids []string, threshold int) error {
+	have := 0
+	for _, id := range ids {
+		_, err := r.keys(ctx, id)
+		if err == nil {
+			have++
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrKeys) {
+			return fmt.Errorf("key of role %s: %w", role, err)
+		}
+		if have == threshold {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: role %s needs %d signature(s), and the keys at hand give %d", ErrKeys, role, threshold, have)
+}
+
+func takenVersion[T any](targets map[string]T, p *patch.Patch, path string) error {
+	dir := path[:strings.LastIndex(path, "/")+1]
+	for have := range targets {
+		if strings.HasPrefix(have, dir) {
+			return fmt.Errorf("patch %s %w: a version never changes, so publish a new one", p.ID, ErrExists)
+		}
+	}
+	return nil
+}
+
+func unknownProduct(product string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unknown product %s: %w", product, fs.ErrNotExist)
+	}
+	return err
+}
+
+// upload brings the file into the store under the name that its hash gives, and
+// fills in pub. It returns the block list.
+func (r *Repository) upload(ctx context.Context, pub *Published, file io.Reader, size int64, dryRun bool) ([]byte, error) {
+	h := newBlockHasher()
+	in := io.TeeReader(file, h)
+	var staged store.Staged
+	if dryRun {
+		if _, err := io.Copy(io.Discard, in); err != nil {
+			return nil, fmt.Errorf("read file: %w", err)
+		}
+	} else {
+		var err error
+		staged, err = r.store.(store.Stager).Stage(ctx, in, size, options(layout.TargetsDir+"/"))
+		if err != nil {
+			return nil, fmt.Errorf("upload: %w", err)
+		}
+		defer staged.Discard(context.WithoutCancel(ctx))
+	}
+	sum, blocks := h.Sum()
+	pub.Length = h.length
+	pub.SHA256 = fmt.Sprintf("%x", sum)
+	pub.Blocks = layout.BlockListLen(pub.Length) > 0
+	if dryRun {
+		return blocks, nil
+	}
+	object := layout.TargetObject(pub.Path, pub.SHA256)
+	info, err := staged.Commit(ctx, object)
+	if errors.Is(err, store.ErrConflict) { // its name says that it has the same content
+		info, err = r.store.Stat(ctx, object)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("upload: %w", err)
+	}
+	if info.Size != pub.Length {
+		return nil, fmt.Errorf("upload: %s has %d bytes in the store, and the file has %d", object, info.Size, pub.Length)
+	}
+	return blocks, nil
+}
+
+// WithdrawPatch takes back a product's word for all files of a version, so that
+// no machine installs it any more. The files stay until gc.
+func (r *Repository) WithdrawPatch(ctx context.Context, product, version string, dryRun bool) (*Change, error) {
+	return r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
+		t, err := d.edit(ctx, layout.ProductRole(product))
+		if err != nil {
+			return unknownProduct(product, err)
+		}
+		found := false
+		for path := range t.Targets {
+			target, _ := layout.BlocksOf(path)
+			if p, v, _, _, ok := layout.SplitPatchPath(target); ok && p == product && v == version {
+				delete(t.Targets, path)
+				found = true
+			}
+		}
+		if !found {
+			return fmt.Errorf("patch %s@%s: %w", product, version, fs.ErrNotExist)
+		}
+		return nil
+	})
+}
+
+// Patches lists the published patches: of one product, or of all if product is
+// "". They are sorted by product, version and platform.
+func (r *Repository) Patches(ctx context.Context, product string) ([]Published, error) {
+	base, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := r.draftOn(base)
+	if product != "" {
+		if _, err := base.role(ctx, layout.ProductRole(product)); err != nil {
+			return nil, unknownProduct(product, err)
+		}
+	}
+	approved, err := d.approvals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []Published{}
+	for _, del := range base.delegations() {
+		p, ok := layout.ProductOfRole(del.Name)
+		if !ok || product != "" && p != product {
+			continue
+		}
+		some, err := d.published(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
+	}
+	for i := range list {
+		list[i].Rings = append([]string{}, approved[approval{list[i].Path, list[i].SHA256}]...)
+	}
+	slices.SortFunc(list, func(a, b Published) int {
+		if c := strings.Compare(a.Patch.Product, b.Patch.Product); c != 0 {
+			return c
+		}
+		if c := a.Patch.Compare(a.Patch.Version, b.Patch.Version); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Path, b.Path)
+	})
+	return list, nil
+}
+
+// published lists a product's patches, without the rings.
+func (d *draft) published(ctx context.Context, product string) ([]Published, error) {
+	t, err := d.read(ctx, layout.ProductRole(product))
+	if err != nil {
+		return nil, unknownProduct(product, err)
+	}
+	var list []Published
+	for path, tf := range t.Targets {
+		if _, _, _, _, ok := layout.SplitPatchPath(path); !ok {
+			continue
+		}
+		pub := Published{Path: path, Length: tf.Length, SHA256: tf.Hashes["sha256"].String(), Blocks: t.Targets[layout.BlocksPath(path)] != nil}
+		if tf.Custom != nil {
+			if pub.Patch, err = patch.FromCustom(*tf.Custom); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		if pub.Patch == nil || !pub.Patch.MatchesPath(path) {
+			return nil, fmt.Errorf("%s: %w: it does not describe the patch at its path", path, patch.ErrBad)
+		}
+		list = append(list, pub)
+	}
+	slices.SortFunc(list, func(a, b Published) int { return strings.Compare(a.Path, b.Path) })
+	return list, nil
+}
+
+// version lists the patches of one version; fs.ErrNotExist if there are none.
+func (d *draft) versionOf(ctx context.Context, product, version string) ([]Published, error) {
+	all, err := d.published(ctx, product)
+	if err != nil {
+		return nil, err
+	}
+	list := slices.DeleteFunc(all, func(p Published) bool { return p.Patch.Version != version })
+	if len(list) == 0 {
+		return nil, fmt.Errorf("patch %s@%s: %w", product, version, fs.ErrNotExist)
+	}
+	return list, nil
+}
+
+// AddProduct makes a product whose release engineers hold the keys of cfg.
+func (r *Repository) AddProduct(ctx context.Context, product string, cfg RoleConfig, dryRun bool) (*Change, error) {
+	if err := layout.CheckName(product); err != nil {
+		return nil, err
+	}
+	return r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
+		return d.add(ctx, cfg, layout.ProductRole(product), layout.ProductPatterns(product))
+	})
+}
+
+// RoleInfo is a role and who speaks for it.
+type RoleInfo struct {
+	Name      string   `json:"name"`
+	Version   int64    `json:"version"`
+	KeyIDs    []string `json:"keyids"`
+	Threshold int      `json:"threshold"`
+	Targets   int      `json:"targets"` // of delegated roles
+}
+
+// RoleInfos lists the published roles, top-level ones first.
+func (r *Repository) RoleInfos(ctx context.Context) ([]RoleInfo, error) {
+	base, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := r.draftOn(base)
+	var list []RoleInfo
+	for _, name := range []string{layout.RoleRoot, layout.RoleTargets, layout.RoleSnapshot, layout.RoleTimestamp} {
+		role := d.root.Signed.Roles[name]
+		version := d.version(name)
+		if name == layout.RoleRoot {
+			version = d.root.Signed.Version
+		}
+		list = append(list, RoleInfo{Name: name, Version: version, KeyIDs: role.KeyIDs, Threshold: role.Threshold})
+	}
+	for _, del := range base.delegations() {
+		md, err := base.role(ctx, del.Name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, RoleInfo{Name: del.Name, Version: md.Signed.Version, KeyIDs: del.KeyIDs, Threshold: del.Threshold, Targets: len(md.Signed.Targets)})
+	}
+	return list, nil
+}
+
+// Document reads a small signed document that is published at a target path.
+func (r *Repository) Document(ctx context.Context, role, path string, limit int64) ([]byte, error) {
+	base, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	data, err := r.draftOn(base).document(ctx, role, path, limit)
+	if err == nil && data == nil {
+		err = fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+	}
+	return bytes.Clone(data), err
+}

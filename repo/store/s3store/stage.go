@@ -1,0 +1,136 @@
+package s3store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/patchkeep/patchkeep/repo/layout"
+	"github.com/patchkeep/patchkeep/repo/store"
+)
+
+var _ store.Stager = (*Store)(nil)
+
+// copyPart is the most that S3 copies as one part.
+const copyPart = 5 << 30
+
+// staged is an object without a name: a small one in memory, a large one as an
+// object of its own, which the service copies when the name is known.
+type staged struct {
+	store *Store
+	opt   store.Options
+	small []byte     // if info.Name is ""
+	info  store.Info // of the object that holds a large one
+}
+
+// Stage implements store.Stager.
+func (s *Store) Stage(ctx context.Context, r io.Reader, size int64, opt store.Options) (store.Staged, error) {
+	st := &staged{store: s, opt: opt}
+	src := store.SizedReader(ctx, r, size)
+	part := partSize(size)
+	first := make([]byte, part)
+	n, err := fill(src, first)
+	switch err {
+	case io.EOF:
+		st.small = first[:n]
+		return st, nil
+	case nil:
+		name := layout.PendingDir + "/uploads/" + randomName()
+		if st.info, err = s.putParts(ctx, name, first, src, part, opt); err == nil {
+			return st, nil
+		}
+	}
+	return nil, fmt.Errorf("stage object: %w", err)
+}
+
+// Commit implements store.Staged.
+func (st *staged) Commit(ctx context.Context, name string) (store.Info, error) {
+	err := store.CheckName(name)
+	var info store.Info
+	switch {
+	case err != nil:
+	case st.info.Name == "":
+		info, err = st.store.create(ctx, name, bytes.NewReader(st.small), int64(len(st.small)), st.opt)
+	default:
+		info, err = st.store.copyNew(ctx, st.info, name, st.opt)
+	}
+	if err != nil {
+		return store.Info{}, fmt.Errorf("create object %s: %w", name, err)
+	}
+	return info, st.Discard(ctx)
+}
+
+// Discard implements store.Staged.
+func (st *staged) Discard(ctx context.Context) error {
+	if st.info.Name == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if err := st.store.remove(ctx, st.info.Name); err != nil {
+		return fmt.Errorf("discard staged object: %w", err)
+	}
+	st.info.Name = ""
+	return nil
+}
+
+// copyNew has the service copy an object to a name that must be free. It copies
+// in parts, whatever the size, since the condition is known to every service at
+// the end of a multipart upload, and to few with CopyObject.
+func (s *Store) copyNew(ctx context.Context, from store.Info, name string, opt store.Options) (_ store.Info, err error) {
+	if _, err := s.stat(ctx, name); err == nil {
+		return store.Info{}, store.ErrConflict
+	}
+	key := s.key(name)
+	var id string
+	if _, err := s.retry(ctx, lightRetries, func() (err error) {
+		ctx, cancel := context.WithTimeout(ctx, lightTimeout)
+		defer cancel()
+		id, err = s.client.NewMultipartUpload(ctx, s.cfg.Bucket, key, putOptions(opt))
+		return err
+	}); err != nil {
+		return store.Info{}, err
+	}
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+			defer cancel()
+			_ = s.client.AbortMultipartUpload(ctx, s.cfg.Bucket, key, id) // best effort, as in putParts
+		}
+	}()
+	same := map[string]string{"x-amz-copy-source-if-match": `"` + from.ETag + `"`}
+	var list []minio.CompletePart
+	for offset := int64(0); offset < from.Size; offset += copyPart {
+		var p minio.CompletePart
+		if _, err := s.retry(ctx, completeRetries, func() (err error) {
+			ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+			defer cancel()
+			p, err = s.client.CopyObjectPart(ctx, s.cfg.Bucket, s.key(from.Name), s.cfg.Bucket, key, id, len(list)+1, offset, min(copyPart, from.Size-offset), same)
+			return err
+		}); err != nil {
+			return store.Info{}, err
+		}
+		list = append(list, p)
+	}
+	var done minio.PutObjectOptions
+	done.SetMatchETagExcept("*")
+	retried, err := s.retry(ctx, completeRetries, func() error {
+		ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+		defer cancel()
+		_, err := s.client.CompleteMultipartUpload(ctx, s.cfg.Bucket, key, id, list, done)
+		return err
+	})
+	if err != nil && !(retried && (errors.Is(err, store.ErrConflict) || isCode(err, minio.NoSuchUpload))) {
+		return store.Info{}, err
+	}
+	// An earlier try may have succeeded: the same name is the same content.
+	info, err := s.stat(ctx, name)
+	if err == nil && info.Size != from.Size {
+		err = fmt.Errorf("verify: the service has stored %d bytes of %d", info.Size, from.Size)
+	}
+	return info, err
+}
