@@ -23,19 +23,32 @@ var ErrConflict = errors.New("object changed or exists already")
 // what publishing relies on, such as conditional writes.
 var ErrUnsupported = errors.New("store does not support conditional writes")
 
+// ErrUnreachable is wrapped by errors of a store that could not be reached,
+// or that kept failing on its own account, after bounded retries: the network
+// or the service is down, and trying again later is the right thing to do.
+var ErrUnreachable = errors.New("store cannot be reached")
+
+// ErrDenied is wrapped by errors of a store that refused the credentials it
+// was given, or what they allow. The error never shows a secret.
+var ErrDenied = errors.New("store denied access")
+
+// MaxReplace is the largest object, in bytes, that Replace writes. Up to this
+// size a dirstore's ETag is a hash of the content.
+const MaxReplace = 1 << 20
+
 // Info describes an object.
 type Info struct {
 	Name     string    // slash-separated, relative to the store's root
 	Size     int64     // bytes
-	ETag     string    // opaque version of the content, for Replace
+	ETag     string    // opaque version of the content, for Replace; List may leave it empty
 	Modified time.Time // UTC; for gc's grace period, never for trust
 }
 
 // Reader reads objects. It is all that a mirror or a verifier needs.
 //
 // A missing object is reported as an error that wraps [io/fs.ErrNotExist].
-// Names are those of package layout; a name that would leave the store's root
-// is refused.
+// Names are those of package layout; a name that CheckName refuses is an
+// error that wraps layout.ErrBadName.
 type Reader interface {
 	// Open returns the object's bytes from offset to its end, and its Info.
 	// An offset at or beyond the end yields an empty reader. The caller
@@ -47,8 +60,8 @@ type Reader interface {
 	Stat(ctx context.Context, name string) (Info, error)
 
 	// List calls fn for every object whose name starts with prefix, in
-	// lexical order of the names, until fn returns an error, which List
-	// returns. Objects being written are never listed.
+	// lexical (byte) order of the names, until fn returns an error, which List
+	// returns. Objects being written are never listed. No match is no error.
 	List(ctx context.Context, prefix string, fn func(Info) error) error
 }
 
@@ -64,9 +77,9 @@ type Store interface {
 	// before or after size leaves nothing behind.
 	Create(ctx context.Context, name string, r io.Reader, size int64, opt Options) (Info, error)
 
-	// Replace overwrites the object with data if its current ETag is etag;
-	// an empty etag means that the object must not exist yet. It returns
-	// ErrConflict otherwise. It is atomic and durable.
+	// Replace overwrites the object with data, of at most MaxReplace bytes, if
+	// its current ETag is etag; an empty etag means that the object must not
+	// exist yet. It returns ErrConflict otherwise. It is atomic and durable.
 	Replace(ctx context.Context, name string, data []byte, etag string, opt Options) (Info, error)
 
 	// Delete removes the object. Deleting what is not there is no error.
