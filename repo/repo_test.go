@@ -395,14 +395,22 @@ func TestPublishOntoWhatDoesNotVerify(t *testing.T) {
 		name   string
 		tamper func(t *testing.T, f *fixture)
 	}{
-		{"product role changed", func(t *testing.T, f *fixture) { replaceIn(t, f, "metadata/2.product-hello.json", "hello.bin", "jello.bin") }},
-		{"snapshot changed", func(t *testing.T, f *fixture) { replaceIn(t, f, "metadata/2.snapshot.json", `"version":2`, `"version":3`) }},
-		{"timestamp changed", func(t *testing.T, f *fixture) { replaceIn(t, f, "metadata/timestamp.json", `"version":2`, `"version":9`) }},
+		{"product role changed", func(t *testing.T, f *fixture) {
+			replaceIn(t, f, "metadata/2.product-hello.json", "hello.bin", "jello.bin")
+		}},
+		{"snapshot changed", func(t *testing.T, f *fixture) {
+			replaceIn(t, f, "metadata/2.snapshot.json", `"version":2`, `"version":3`)
+		}},
+		{"timestamp changed", func(t *testing.T, f *fixture) {
+			replaceIn(t, f, "metadata/timestamp.json", `"version":2`, `"version":9`)
+		}},
 		{"timestamp is not JSON", func(t *testing.T, f *fixture) { replaceIn(t, f, "metadata/timestamp.json", "{", "<html>") }},
 		{"hostile timestamp", func(t *testing.T, f *fixture) {
 			replaceIn(t, f, "metadata/timestamp.json", `"snapshot.json":{"version":2}`, `"snapshot.json":null`)
 		}},
-		{"root changed", func(t *testing.T, f *fixture) { replaceIn(t, f, "metadata/1.root.json", `"threshold":1`, `"threshold":0`) }},
+		{"root changed", func(t *testing.T, f *fixture) {
+			replaceIn(t, f, "metadata/1.root.json", `"threshold":1`, `"threshold":0`)
+		}},
 		{"product role removed", func(t *testing.T, f *fixture) {
 			if err := os.Remove(filepath.Join(f.dir, "metadata/2.product-hello.json")); err != nil {
 				t.Fatal(err)
@@ -523,3 +531,5 @@ func manyPublishers(t *testing.T, f *fixture) {
 	}
 	f.mustVerify(t)
 }
+
+func keysOf(key *testKey) []crypto.PublicKey { return []crypto.PublicKey{key.Public()} }

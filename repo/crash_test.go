@@ -1,0 +1,194 @@
+package repo_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/patchkeep/patchkeep/repo"
+	"github.com/patchkeep/patchkeep/repo/store"
+	"github.com/patchkeep/patchkeep/repo/store/dirstore"
+)
+
+// TestCrashAtEachWrite kills a publisher, a process of its own, right before
+// and right after each of its writes. Whatever the moment: clients see a whole,
+// valid state, which is the old or the new one; the next publish works; and
+// what was published before is there.
+func TestCrashAtEachWrite(t *testing.T) {
+	f := newFixture(t)
+	first := f.add(t, "1.0", []byte("one"))
+	killed := 0
+	for n := 1; ; n++ {
+		version := fmt.Sprintf("2.%d", n)
+		if !crash(t, f, "add", version, n) {
+			break
+		}
+		killed++
+		report := f.mustVerify(t)
+		if report.Patches < 1 {
+			t.Fatalf("killed at moment %d: %d patches left", n, report.Patches)
+		}
+		f.add(t, fmt.Sprintf("3.%d", n), []byte("after the crash"))
+		f.mustVerify(t)
+	}
+	if killed < 8 { // staged, named, list, role, snapshot, timestamp: before or after
+		t.Errorf("the publisher was killed at %d moments only", killed)
+	}
+	list, err := f.repo.Patches(t.Context(), "hello")
+	if err != nil || list[0].SHA256 != first.SHA256 {
+		t.Errorf("the first patch is gone: %+v, %v", list, err)
+	}
+}
+
+// TestCrashedInitIsFinished does the same to Init.
+func TestCrashedInitIsFinished(t *testing.T) {
+	for n := 1; ; n++ {
+		dir := t.TempDir()
+		s, err := dirstore.New(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &fixture{dir: dir, store: s, keys: newKeys()}
+		initConfig(t, f.keys, "hello")
+		f.repo = repo.Open(s, repo.Config{Keys: f.keys.find})
+		died := crash(t, f, "init", "", n)
+		cfg := repo.InitConfig{Roles: make(map[string]repo.RoleConfig), Products: []string{"hello"}}
+		for role, key := range f.keys.role {
+			cfg.Roles[role] = repo.RoleConfig{Keys: keysOf(key)}
+		}
+		_, err = f.repo.Init(t.Context(), cfg)
+		if _, serr := s.Stat(t.Context(), "metadata/timestamp.json"); serr != nil {
+			t.Fatalf("killed at moment %d: %v, and no timestamp", n, err)
+		}
+		f.mustVerify(t)
+		f.add(t, "1.0", []byte("one"))
+		f.mustVerify(t)
+		if !died {
+			if n < 20 {
+				t.Errorf("init was killed at %d moments only", n-1)
+			}
+			return
+		}
+	}
+}
+
+// crash runs an operation in a process that kills itself at the n-th moment. It
+// reports whether it died, rather than got through.
+func crash(t *testing.T, f *fixture, op, version string, n int) bool {
+	t.Helper()
+	keys := make(map[string][]byte)
+	for role, key := range f.keys.role {
+		keys[role] = key.priv
+	}
+	secret, err := json.Marshal(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+	cmd.Env = append(os.Environ(), "PATCHKEEP_TEST_CRASH="+strings.Join([]string{op, version, strconv.Itoa(n), f.dir}, "|"))
+	cmd.Stdin = strings.NewReader(string(secret))
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return false
+	}
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Fatalf("child: %v\n%s", err, out)
+	}
+	return true
+}
+
+// TestCrashChild is the process that crash kills; on its own it does nothing.
+func TestCrashChild(t *testing.T) {
+	job := strings.Split(os.Getenv("PATCHKEEP_TEST_CRASH"), "|")
+	if len(job) != 4 {
+		return
+	}
+	moment, err := strconv.Atoi(job[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var secret map[string][]byte
+	if err := json.NewDecoder(os.Stdin).Decode(&secret); err != nil {
+		t.Fatal(err)
+	}
+	keys := newKeys()
+	cfg := repo.InitConfig{Roles: make(map[string]repo.RoleConfig), Products: []string{"hello"}}
+	for role, raw := range secret {
+		priv := ed25519.PrivateKey(raw)
+		key, err := metadata.KeyFromPublicKey(priv.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := key.ID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys.byID[id] = &testKey{id, priv}
+		cfg.Roles[role] = repo.RoleConfig{Keys: keysOf(keys.byID[id])}
+	}
+	s, err := dirstore.New(job[3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := repo.Open(&mortal{Store: s, left: moment}, repo.Config{Keys: keys.find})
+	if job[0] == "init" {
+		_, err = r.Init(t.Context(), cfg)
+	} else {
+		_, _, err = r.AddPatch(t.Context(), newPatch(job[1]), "hello.bin", strings.NewReader("two"), 3, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mortal is a store whose process dies before or after one of its writes.
+type mortal struct {
+	*dirstore.Store
+	left int
+}
+
+func (m *mortal) moment() {
+	if m.left--; m.left == 0 {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
+
+func (m *mortal) Create(ctx context.Context, name string, r io.Reader, size int64, opt store.Options) (store.Info, error) {
+	m.moment()
+	defer m.moment()
+	return m.Store.Create(ctx, name, r, size, opt)
+}
+
+func (m *mortal) Replace(ctx context.Context, name string, data []byte, etag string, opt store.Options) (store.Info, error) {
+	m.moment()
+	defer m.moment()
+	return m.Store.Replace(ctx, name, data, etag, opt)
+}
+
+func (m *mortal) Stage(ctx context.Context, r io.Reader, size int64, opt store.Options) (store.Staged, error) {
+	m.moment()
+	st, err := m.Store.Stage(ctx, r, size, opt)
+	return mortalStaged{st, m}, err
+}
+
+type mortalStaged struct {
+	store.Staged
+	m *mortal
+}
+
+func (s mortalStaged) Commit(ctx context.Context, name string) (store.Info, error) {
+	s.m.moment()
+	defer s.m.moment()
+	return s.Staged.Commit(ctx, name)
+}
