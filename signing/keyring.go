@@ -288,6 +288,12 @@ func (kr *Keyring) decrypt(ctx context.Context, locked *lockedKey, what string) 
 		return nil, fmt.Errorf("%w: none was given", ErrPassword)
 	}
 	err := fmt.Errorf("%w: it is wrong, or the file is damaged", ErrPassword)
+	known := len(tried)
+	defer func() {
+		for _, wrong := range tried[known:] {
+			clear(wrong)
+		}
+	}()
 	for range attempts {
 		pw, askErr := kr.opts.Password(ctx, what, false)
 		if askErr != nil {
@@ -307,7 +313,6 @@ func (kr *Keyring) decrypt(ctx context.Context, locked *lockedKey, what string) 
 			clear(pw)
 			return nil, err
 		}
-		defer clear(pw)
 		tried = append(tried, pw)
 	}
 	return nil, err

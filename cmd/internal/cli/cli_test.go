@@ -142,7 +142,7 @@ func TestHelpAndVersion(t *testing.T) {
 type hinted struct{ error }
 
 func (h hinted) Unwrap() error { return h.error }
-func (hinted) Hint() string { return "do\nthis" }
+func (hinted) Hint() string    { return "do\nthis" }
 
 func TestErrorsForPeopleAndScripts(t *testing.T) {
 	err := fmt.Errorf("add patch: %w", hinted{errors.Join(errStale, errors.New("evil \x1b[2Jbytes"))})
