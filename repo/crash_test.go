@@ -144,7 +144,7 @@ func TestCrashChild(t *testing.T) {
 	if job[0] == "init" {
 		_, err = r.Init(t.Context(), cfg)
 	} else {
-		_, _, err = r.AddPatch(t.Context(), newPatch(job[1]), "hello.bin", strings.NewReader("two"), 3, false)
+		_, _, err = r.AddPatch(t.Context(), newPatch(job[1]), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -57,15 +57,9 @@ func (r *Repository) Init(ctx context.Context, cfg InitConfig) (*Change, error) 
 			return nil, err
 		}
 	}
-	if err := r.store.Probe(ctx); err != nil {
-		return nil, fmt.Errorf("probe %s: %w", r.store, err)
+	if err := r.CanInit(ctx); err != nil {
+		return nil, err
 	}
-	if _, err := r.store.Stat(ctx, layout.TimestampObject); err == nil {
-		return nil, fmt.Errorf("a repository in %s %w", r.store, ErrExists)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("look for a repository: %w", err)
-	}
-
 	in := &Repository{store: r.store, keys: r.keys, now: r.now}
 	in.initial = &initial{cfg: cfg}
 	d := &draft{
@@ -87,6 +81,20 @@ func (r *Repository) Init(ctx context.Context, cfg InitConfig) (*Change, error) 
 	}
 	d.result.Attempts = 1
 	return &d.result, nil
+}
+
+// CanInit reports why no repository can be made in the store: it holds one, or
+// it is not fit for one.
+func (r *Repository) CanInit(ctx context.Context) error {
+	if _, err := r.store.Stat(ctx, layout.TimestampObject); err == nil {
+		return fmt.Errorf("a repository in %s %w", r.store, ErrExists)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for a repository: %w", err)
+	}
+	if err := r.store.Probe(ctx); err != nil {
+		return fmt.Errorf("probe %s: %w", r.store, err)
+	}
+	return nil
 }
 
 // initial is what a repository is made from.

@@ -25,11 +25,19 @@ type Published struct {
 	Rings  []string     `json:"rings"` // that approve this very content
 }
 
+// AddOptions go with AddPatch.
+type AddOptions struct {
+	DryRun bool
+	// NewProduct is asked who is to speak for a product that is not there yet,
+	// which is then made in the same publish. Nil: such a product is refused.
+	NewProduct func(product string) (RoleConfig, error)
+}
+
 // AddPatch publishes a file, read once and in constant memory, as p, and
 // returns its target path. size is the file's length in bytes, -1 if unknown.
 // A version that is published already is ErrExists, and an unknown product
 // fs.ErrNotExist; then nothing was written.
-func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName string, file io.Reader, size int64, dryRun bool) (*Published, *Change, error) {
+func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName string, file io.Reader, size int64, opt AddOptions) (*Published, *Change, error) {
 	custom, err := p.ToCustom()
 	if err != nil {
 		return nil, nil, err
@@ -38,16 +46,23 @@ func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName stri
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := r.checkNew(ctx, p, path, dryRun); err != nil {
-		return nil, nil, err
-	}
-	pub := &Published{Path: path, Patch: p}
-	blocks, err := r.upload(ctx, pub, file, size, dryRun)
+	newRole, err := r.checkNew(ctx, p, path, opt)
 	if err != nil {
 		return nil, nil, err
 	}
-	change, err := r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
-		t, err := d.edit(ctx, layout.ProductRole(p.Product))
+	pub := &Published{Path: path, Patch: p, Rings: []string{}}
+	blocks, err := r.upload(ctx, pub, file, size, opt.DryRun)
+	if err != nil {
+		return nil, nil, err
+	}
+	role := layout.ProductRole(p.Product)
+	change, err := r.publish(ctx, opt.DryRun, func(ctx context.Context, d *draft) error {
+		if _, err := d.read(ctx, role); errors.Is(err, fs.ErrNotExist) && newRole != nil {
+			if err := d.add(ctx, *newRole, role, layout.ProductPatterns(p.Product)); err != nil {
+				return err
+			}
+		}
+		t, err := d.edit(ctx, role)
 		if err != nil {
 			return unknownProduct(p.Product, err)
 		}
@@ -57,58 +72,67 @@ func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName stri
 		t.Targets[path] = targetFile(path, pub.Length, [32]byte(mustHex(pub.SHA256)))
 		t.Targets[path].Custom = &custom
 		if pub.Blocks {
-			return d.putDocument(ctx, layout.ProductRole(p.Product), layout.BlocksPath(path), blocks)
+			return d.putDocument(ctx, role, layout.BlocksPath(path), blocks)
 		}
 		return nil
 	})
 	return pub, change, err
 }
 
-// checkNew refuses before the upload what the publish would refuse after it.
-func (r *Repository) checkNew(ctx context.Context, p *patch.Patch, path string, dryRun bool) error {
+// checkNew refuses before the upload what the publish would refuse after it. It
+// returns who is to speak for the product if that is new.
+func (r *Repository) checkNew(ctx context.Context, p *patch.Patch, path string, opt AddOptions) (*RoleConfig, error) {
 	base, err := r.load(ctx)
 	if err != nil {
-		return err
-	}
-	md, err := base.role(ctx, layout.ProductRole(p.Product))
-	if err != nil {
-		return unknownProduct(p.Product, err)
-	}
-	if err := takenVersion(md.Signed.Targets, p, path); err != nil {
-		return err
-	}
-	if dryRun {
-		return nil
+		return nil, err
 	}
 	d := r.draftOn(base)
-	for _, role := range []string{layout.ProductRole(p.Product), layout.RoleSnapshot, layout.RoleTimestamp} {
-		ids, threshold, err := d.authority(ctx, role)
-		if err != nil {
-			return err
+	role := layout.ProductRole(p.Product)
+	signing := []string{role, layout.RoleSnapshot, layout.RoleTimestamp}
+	md, err := base.role(ctx, role)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && opt.NewProduct != nil:
+		signing[0] = layout.RoleTargets
+		if !opt.DryRun { // before keys are made for it
+			if err := d.canSign(ctx, signing...); err != nil {
+				return nil, fmt.Errorf("product %s is new: %w", p.Product, err)
+			}
 		}
-		if err := r.canSign(ctx, role, ids, threshold); err != nil {
-			return err
-		}
+		cfg, err := opt.NewProduct(p.Product)
+		return &cfg, err
+	case err != nil:
+		return nil, unknownProduct(p.Product, err)
 	}
-	return nil
+	if err := takenVersion(md.Signed.Targets, p, path); err != nil || opt.DryRun {
+		return nil, err
+	}
+	return nil, d.canSign(ctx, signing...)
 }
 
 // canSign finds out before an upload, not after it, that keys are missing or a
 // password is wrong.
-func (r *Repository) canSign(ctx context.Context, role string, ids []string, threshold int) error {
-	have := 0
-	for _, id := range ids {
-		_, err := r.keys(ctx, id)
-		if err == nil {
-			have++
-		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrKeys) {
-			return fmt.Errorf("key of role %s: %w", role, err)
+func (d *draft) canSign(ctx context.Context, roles ...string) error {
+	for _, role := range roles {
+		ids, threshold, err := d.authority(ctx, role)
+		if err != nil {
+			return err
 		}
-		if have == threshold {
-			return nil
+		have := 0
+		for _, id := range ids {
+			if have == threshold {
+				break
+			}
+			if _, err := d.repo.keys(ctx, id); err == nil {
+				have++
+			} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrKeys) {
+				return fmt.Errorf("key of role %s: %w", role, err)
+			}
+		}
+		if have < threshold {
+			return fmt.Errorf("%w: role %s needs %d signature(s), and the keys at hand give %d", ErrKeys, role, threshold, have)
 		}
 	}
-	return fmt.Errorf("%w: role %s needs %d signature(s), and the keys at hand give %d", ErrKeys, role, threshold, have)
+	return nil
 }
 
 func takenVersion[T any](targets map[string]T, p *patch.Patch, path string) error {

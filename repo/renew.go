@@ -68,3 +68,12 @@ func (r *Repository) Expiries(ctx context.Context) ([]Expiry, error) {
 	slices.SortStableFunc(list, func(a, b Expiry) int { return a.Expires.Compare(b.Expires) })
 	return list, nil
 }
+
+// Root returns the root metadata in force, which mirrors and agents pin.
+func (r *Repository) Root(ctx context.Context) ([]byte, error) {
+	s, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.newest, nil
+}

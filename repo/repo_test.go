@@ -138,7 +138,7 @@ func newPatch(version string) *patch.Patch {
 
 func (f *fixture) add(t testing.TB, version string, content []byte) *repo.Published {
 	t.Helper()
-	pub, _, err := f.repo.AddPatch(t.Context(), newPatch(version), "hello.bin", bytes.NewReader(content), int64(len(content)), false)
+	pub, _, err := f.repo.AddPatch(t.Context(), newPatch(version), "hello.bin", bytes.NewReader(content), int64(len(content)), repo.AddOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,48 +235,48 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		want error
 	}{
 		{"version exists", func() error {
-			_, _, err := f.repo.AddPatch(ctx, newPatch("1.0"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, newPatch("1.0"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, repo.ErrExists},
 		{"version exists under another name", func() error {
-			_, _, err := f.repo.AddPatch(ctx, newPatch("1.0"), "other.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, newPatch("1.0"), "other.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, repo.ErrExists},
 		{"unknown product", func() error {
 			p := newPatch("1.0")
 			p.Product, p.ID = "none", "none@1.0/any"
-			_, _, err := f.repo.AddPatch(ctx, p, "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, p, "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, fs.ErrNotExist},
 		{"path leaves its place", func() error {
-			_, _, err := f.repo.AddPatch(ctx, newPatch("1.1"), "../hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, newPatch("1.1"), "../hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, layout.ErrBadName},
 		{"bad patch", func() error {
 			p := newPatch("1.1")
 			p.Severity = "huge"
-			_, _, err := f.repo.AddPatch(ctx, p, "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, p, "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, patch.ErrBad},
 		{"file breaks off", func() error {
-			_, _, err := f.repo.AddPatch(ctx, newPatch("1.1"), "hello.bin", io.MultiReader(strings.NewReader("tw"), brokenReader{}), 3, false)
+			_, _, err := f.repo.AddPatch(ctx, newPatch("1.1"), "hello.bin", io.MultiReader(strings.NewReader("tw"), brokenReader{}), 3, repo.AddOptions{})
 			return err
 		}, errBroken},
 		{"product key missing", func() error {
-			_, _, err := with(f.keys.without("product-hello")).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := with(f.keys.without("product-hello")).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, repo.ErrKeys},
 		{"timestamp key missing", func() error {
-			_, _, err := with(f.keys.without("timestamp")).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := with(f.keys.without("timestamp")).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, repo.ErrKeys},
 		{"no keys", func() error {
-			_, _, err := repo.Open(f.store, repo.Config{}).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := repo.Open(f.store, repo.Config{}).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, repo.ErrKeys},
 		{"wrong password", func() error {
 			keys := func(context.Context, string) (repo.Signer, error) { return nil, wrong }
-			_, _, err := with(keys).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := with(keys).AddPatch(ctx, newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			return err
 		}, wrong},
 		{"unknown ring", func() error {
@@ -328,7 +328,7 @@ func TestDryRunSaysWhatPublishDoes(t *testing.T) {
 	f := newFixture(t)
 	before := f.files(t)
 	add := func(dry bool) *repo.Change {
-		pub, change, err := f.repo.AddPatch(t.Context(), newPatch("1.0"), "hello.bin", strings.NewReader("one"), 3, dry)
+		pub, change, err := f.repo.AddPatch(t.Context(), newPatch("1.0"), "hello.bin", strings.NewReader("one"), 3, repo.AddOptions{DryRun: dry})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -423,7 +423,7 @@ func TestPublishOntoWhatDoesNotVerify(t *testing.T) {
 			f.add(t, "1.0", []byte("one"))
 			tt.tamper(t, f)
 			before := f.files(t)
-			_, _, err := f.repo.AddPatch(t.Context(), newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, false)
+			_, _, err := f.repo.AddPatch(t.Context(), newPatch("1.1"), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
 			if !errors.Is(err, repo.ErrNotTrusted) {
 				t.Errorf("AddPatch = %v, want ErrNotTrusted", err)
 			}
@@ -516,7 +516,7 @@ func manyPublishers(t *testing.T, f *fixture) {
 			r := repo.Open(f.store, repo.Config{Keys: f.keys.find})
 			for i := range each {
 				content := fmt.Sprintf("publisher %d, patch %d", p, i)
-				_, _, err := r.AddPatch(context.Background(), newPatch(fmt.Sprintf("%d.%d", p, i)), "hello.bin", strings.NewReader(content), int64(len(content)), false)
+				_, _, err := r.AddPatch(context.Background(), newPatch(fmt.Sprintf("%d.%d", p, i)), "hello.bin", strings.NewReader(content), int64(len(content)), repo.AddOptions{})
 				if err != nil {
 					t.Errorf("publisher %d: %v", p, err)
 					return
