@@ -69,39 +69,43 @@ func (s *Store) create(ctx context.Context, name string, r io.Reader, size int64
 
 // show gives a temporary file its name, unless that is taken.
 func (s *Store) show(ctx context.Context, root *os.Root, tmp, name string) error {
-	err := fs.ErrNotExist
-	// A Delete may remove the directories just made, since they are empty.
-	for try := 0; try < 10 && errors.Is(err, fs.ErrNotExist); try++ {
-		if err = s.link(root, tmp, name); errors.Is(err, fs.ErrNotExist) {
-			if merr := makeDirs(root, path.Dir(name)); merr != nil {
-				return merr
-			}
-		}
+	err := s.link(root, tmp, name)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		err = s.showLocked(ctx, root, tmp, name)
 	}
-	switch {
-	case err == nil:
-		return syncDir(root, path.Dir(name))
-	case errors.Is(err, fs.ErrExist):
+	if errors.Is(err, fs.ErrExist) {
 		return taken(root, name)
 	}
-	// Perhaps no hard links here. The lock keeps others in the same position
-	// out between the look and the rename; if it was something else, the
-	// rename fails for the same reason.
+	if err != nil {
+		return err
+	}
+	return syncDir(root, path.Dir(name))
+}
+
+// showLocked is for when a link alone does not do. Directories may be missing:
+// the lock keeps a Delete from removing them, empty as they are. Or there are
+// no hard links here: the lock keeps others in the same position out between
+// the look and the rename. If it was something else, the rename fails for the
+// same reason.
+func (s *Store) showLocked(ctx context.Context, root *os.Root, tmp, name string) error {
 	unlock, err := s.lock(ctx, root)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
-		if err != nil {
-			return err
-		}
-		return taken(root, name)
-	}
-	if err := root.Rename(tmp, name); err != nil {
+	if err := makeDirs(root, path.Dir(name)); err != nil {
 		return err
 	}
-	return syncDir(root, path.Dir(name))
+	if err := s.link(root, tmp, name); err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	switch _, err := root.Lstat(name); {
+	case err == nil:
+		return fs.ErrExist
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return root.Rename(tmp, name)
 }
 
 // taken tells why name cannot be created: an object has it, or something that
@@ -249,8 +253,8 @@ func randomName() string { return strings.ToLower(rand.Text()) }
 
 // writeTemp writes all of r to a new temporary file and syncs it. An error
 // leaves no file.
-func writeTemp(root *os.Root, r io.Reader, size int64) (tmp string, info store.Info, err error) {
-	tmp = path.Join(tmpDir, randomName())
+func writeTemp(root *os.Root, r io.Reader, size int64) (_ string, info store.Info, err error) {
+	tmp := path.Join(tmpDir, randomName())
 	f, err := root.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, filePerm)
 	if err != nil {
 		return "", store.Info{}, err

@@ -1,7 +1,6 @@
 package s3store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,16 +30,14 @@ type staged struct {
 func (s *Store) Stage(ctx context.Context, r io.Reader, size int64, opt store.Options) (store.Staged, error) {
 	st := &staged{store: s, opt: opt}
 	src := store.SizedReader(ctx, r, size)
-	part := partSize(size)
-	first := make([]byte, part)
-	n, err := fill(src, first)
+	first, err := readFirst(src, size)
 	switch err {
 	case io.EOF:
-		st.small = first[:n]
+		st.small = first
 		return st, nil
 	case nil:
 		name := layout.PendingDir + "/uploads/" + randomName()
-		if st.info, err = s.putParts(ctx, name, first, src, part, opt); err == nil {
+		if st.info, err = s.putParts(ctx, name, first, src, partSize(size), opt); err == nil {
 			return st, nil
 		}
 	}
@@ -54,7 +51,7 @@ func (st *staged) Commit(ctx context.Context, name string) (store.Info, error) {
 	switch {
 	case err != nil:
 	case st.info.Name == "":
-		info, err = st.store.create(ctx, name, bytes.NewReader(st.small), int64(len(st.small)), st.opt)
+		info, err = st.store.putSmall(ctx, name, st.small, st.opt)
 	default:
 		info, err = st.store.copyNew(ctx, st.info, name, st.opt)
 	}

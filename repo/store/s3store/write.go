@@ -65,21 +65,33 @@ func (s *Store) create(ctx context.Context, name string, r io.Reader, size int64
 		}
 	}
 	src := store.SizedReader(ctx, r, size)
-	buf := make([]byte, part)
-	if 0 <= size && size < part {
-		buf = buf[:size+1] // one more, to meet the end
-	}
-	n, err := fill(src, buf)
+	buf, err := readFirst(src, size)
 	if err == nil {
 		return s.putParts(ctx, name, buf, src, part, opt)
 	}
 	if err != io.EOF {
 		return store.Info{}, err
 	}
-	if _, err := s.put(ctx, name, buf[:n], "", opt); err != nil {
+	return s.putSmall(ctx, name, buf, opt)
+}
+
+// putSmall creates an object in one request.
+func (s *Store) putSmall(ctx context.Context, name string, data []byte, opt store.Options) (store.Info, error) {
+	if _, err := s.put(ctx, name, data, "", opt); err != nil {
 		return store.Info{}, err
 	}
-	return s.verify(ctx, name, int64(n), digest(buf[:n]))
+	return s.verify(ctx, name, int64(len(data)), digest(data))
+}
+
+// readFirst reads the first part of an object, or with io.EOF all of it.
+func readFirst(src io.Reader, size int64) ([]byte, error) {
+	n := partSize(size)
+	if size >= 0 {
+		n = min(n, size+1) // one more, to meet the end
+	}
+	buf := make([]byte, n)
+	m, err := fill(src, buf)
+	return buf[:m], err
 }
 
 // fill reads until buf is full, or returns the reader's error, io.EOF included.

@@ -42,6 +42,7 @@ func Run(t *testing.T, newStore func(t *testing.T) store.Store) {
 		{"cancelled", testCancelled},
 		{"delete", testDelete},
 		{"large", testLarge},
+		{"stage", testStage},
 		{"probe", testProbe},
 		{"string", testString},
 	} {
@@ -578,6 +579,64 @@ func testLarge(t *testing.T, s store.Store) {
 	})
 	if won != 1 {
 		t.Errorf("%d writers of one large object have won", won)
+	}
+}
+
+func testStage(t *testing.T, s store.Store) {
+	stager, ok := s.(store.Stager)
+	if !ok {
+		t.Fatalf("%T is no store.Stager", s)
+	}
+	const large = 11 << 20
+	for name, c := range map[string]struct{ length, size int64 }{
+		"targets/ä b/empty": {0, 0}, "targets/ä b/small": {5, 5}, "targets/ä b/small-unknown": {5, -1},
+		"targets/ä b/large": {large, large}, "targets/ä b/large-unknown": {large, -1},
+	} {
+		for round := range 2 { // the second one meets a taken name
+			st, err := stager.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if round == 0 {
+				wantNothing(t, s, name)
+			}
+			info, err := st.Commit(t.Context(), name)
+			if round == 0 && (err != nil || info.Size != c.length || info.Name != name) {
+				t.Fatalf("Commit(%s) = %+v, %v", name, info, err)
+			}
+			if round == 1 {
+				wantErr(t, "second Commit", err, store.ErrConflict)
+			}
+			if err := st.Discard(t.Context()); err != nil {
+				t.Error(err)
+			}
+			got, now := read(t, s, name, 0)
+			if int64(len(got)) != c.length || strings.Trim(got, "\x00") != "" || now.Size != c.length {
+				t.Errorf("%s has %d bytes, %+v", name, len(got), now)
+			}
+		}
+		if err := s.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		st, err := stager.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = st.Commit(t.Context(), "../"+name)
+		wantErr(t, "Commit", err, layout.ErrBadName)
+		if err := st.Discard(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	broken := errors.New("cannot read the patch")
+	for _, n := range []int64{1, large} {
+		_, err := stager.Stage(t.Context(), io.MultiReader(zeros(n), iotest.ErrReader(broken)), n+1, jsonOpt)
+		wantErr(t, "Stage", err, broken)
+		_, err = stager.Stage(t.Context(), zeros(n), n+1, jsonOpt)
+		wantErr(t, "Stage", err, io.ErrUnexpectedEOF)
+	}
+	if got := list(t, s, ""); len(got) != 0 {
+		t.Errorf("Stage leaves %q", got)
 	}
 }
 

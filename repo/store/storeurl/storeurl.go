@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/patchkeep/patchkeep/repo/store"
 	"github.com/patchkeep/patchkeep/repo/store/dirstore"
@@ -86,7 +87,7 @@ func parse(ref string) (Ref, error) {
 		return Ref{}, errors.New("it is empty: name a directory or s3://bucket/prefix")
 	case len(ref) > maxRef:
 		return Ref{}, fmt.Errorf("it is longer than %d bytes", maxRef)
-	case strings.ContainsFunc(ref, func(c rune) bool { return c < ' ' || c == 0x7f }):
+	case strings.ContainsFunc(ref, unicode.IsControl):
 		return Ref{}, errors.New("it has a control character")
 	}
 	m := schemePattern.FindStringSubmatch(ref)
@@ -118,7 +119,7 @@ func parseFile(ref string) (Ref, error) {
 		return Ref{}, errors.New("a file URL names no host: file:///path")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return Ref{}, errors.New("a file URL has no query and no fragment: write %3F for ? and %23 for #")
-	case u.Path == "" || strings.ContainsRune(u.Path, 0):
+	case u.Path == "" || strings.ContainsFunc(u.Path, unicode.IsControl):
 		return Ref{}, errors.New("the file URL has no valid path")
 	}
 	p := u.Path

@@ -116,7 +116,7 @@ func TestOpen(t *testing.T) {
 
 // FuzzParse: no panic, and what is accepted is read the same from its String.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"repo", `C:\x`, "file:///a%20b", "s3://bucket/a/b?endpoint=h:1&insecure=true&region=r&path_style=false", "s3://u:p@b", "https://x", "s3://b?endpoint=[::1]:9"} {
+	for _, s := range []string{"repo", `C:\x`, "file:///a%20b", "file:///%010", "s3://bucket/a/b?endpoint=h:1&insecure=true&region=r&path_style=false", "s3://u:p@b", "https://x", "s3://b?endpoint=[::1]:9"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, ref string) {
