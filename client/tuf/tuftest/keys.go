@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 
+	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
 
@@ -112,3 +113,6 @@ func must2[T, U any](a T, b U, err error) (T, U) {
 	}
 	return a, b
 }
+
+// Canonical is the canonical JSON of a generic value: what signatures cover.
+func Canonical(v any) []byte { return must(cjson.EncodeCanonical(v)) }
