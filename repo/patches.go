@@ -297,6 +297,19 @@ func (d *draft) versionOf(ctx context.Context, product, version string) ([]Publi
 	return list, nil
 }
 
+// PatchVersion lists the files of one version; fs.ErrNotExist if there are none.
+func (r *Repository) PatchVersion(ctx context.Context, product, version string) ([]Published, error) {
+	list, err := r.Patches(ctx, product)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(p Published) bool { return p.Patch.Version != version })
+	if len(list) == 0 {
+		return nil, fmt.Errorf("patch %s@%s: %w", product, version, fs.ErrNotExist)
+	}
+	return list, nil
+}
+
 // AddProduct makes a product whose release engineers hold the keys of cfg.
 func (r *Repository) AddProduct(ctx context.Context, product string, cfg RoleConfig, dryRun bool) (*Change, error) {
 	if err := layout.CheckName(product); err != nil {

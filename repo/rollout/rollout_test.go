@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -297,5 +298,18 @@ func BenchmarkDecide(b *testing.B) {
 	st := State{Plan: plan(func(e *Entry) { e.Steps = []Step{{0, 1000}, {60, All}} })}
 	for b.Loop() {
 		Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), start.Add(time.Hour))
+	}
+}
+
+func TestParseSteps(t *testing.T) {
+	got, err := ParseSteps("10%@0h, 12.5%@90m,100%@3d")
+	want := []Step{{0, 1000}, {5400, 1250}, {259200, All}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("ParseSteps = %v, %v; want %v", got, err, want)
+	}
+	for _, bad := range []string{"", "10", "10%", "10%@", "x%@1h", "10%@1h,5%@2h", "10%@2h,20%@1h", "101%@0h", "10%@-1h", "10%@xd", "0.001%@0h"} {
+		if steps, err := ParseSteps(bad); !errors.Is(err, ErrBad) {
+			t.Errorf("ParseSteps(%q) = %v, %v; want ErrBad", bad, steps, err)
+		}
 	}
 }
