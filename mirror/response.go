@@ -1,0 +1,128 @@
+package mirror
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+const (
+	// writeGrace is what a client has for any piece, beside the time that
+	// the minimum rate gives it.
+	writeGrace = 30 * time.Second
+
+	// pieceSize is how much of a file is sent under one deadline.
+	pieceSize = 1 << 20
+
+	// statusGone is how a request whose client has left is counted.
+	statusGone = 499
+)
+
+// responseWriter counts what is sent, and gives the client a deadline for each
+// piece of it, so that a slow one is served for as long as it takes and a dead
+// one does not stay. It keeps the way to sendfile open: a file that is copied
+// to it with io.Copy or io.CopyN reaches the connection's ReadFrom.
+type responseWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	minRate int64
+	route   string
+	code    int
+	sent    int64
+}
+
+// Unwrap is for http.ResponseController.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *responseWriter) WriteHeader(code int) {
+	if w.code == 0 || w.code < 200 {
+		w.code = code
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// extend gives the client time for n bytes. Not every writer in a test has
+// deadlines.
+func (w *responseWriter) extend(n int64) {
+	_ = w.control.SetWriteDeadline(time.Now().Add(writeGrace + time.Duration(float64(n)/float64(w.minRate)*float64(time.Second))))
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	w.begin()
+	if len(p) > 64<<10 || w.sent > 0 {
+		w.extend(int64(len(p)))
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.sent += int64(n)
+	return n, err
+}
+
+func (w *responseWriter) begin() {
+	if w.code == 0 {
+		w.code = http.StatusOK
+	}
+}
+
+// ReadFrom sends a file in pieces. The pieces are made of the file itself, since
+// the kernel's sendfile is only reached through at most one io.LimitedReader.
+func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
+	w.begin()
+	lr, limited := src.(*io.LimitedReader)
+	if !limited {
+		return io.Copy(writerOnly{w}, src)
+	}
+	file, isFile := lr.R.(*os.File)
+	rf, canSend := w.ResponseWriter.(io.ReaderFrom)
+	if !isFile || !canSend {
+		return io.Copy(writerOnly{w}, src)
+	}
+	var total int64
+	for lr.N > 0 {
+		want := min(lr.N, pieceSize)
+		w.extend(want)
+		n, err := rf.ReadFrom(&io.LimitedReader{R: file, N: want})
+		total += n
+		lr.N -= n
+		w.sent += n
+		if err != nil || n < want {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// writerOnly hides ReadFrom from io.Copy.
+type writerOnly struct{ io.Writer }
+
+// label says under which route the request is counted.
+func label(w http.ResponseWriter, route string) {
+	if rw, ok := w.(*responseWriter); ok {
+		rw.route = route
+	}
+}
+
+// objectHeaders are those that a failure must not carry.
+var objectHeaders = []string{"Etag", "Cache-Control", "Accept-Ranges", "Content-Type", "Content-Length"}
+
+func setObjectHeaders(h http.Header, name string, o *object) {
+	h.Set("Etag", o.etag)
+	h.Set("Content-Type", layout.ContentType(name))
+	h.Set("Cache-Control", layout.CacheControl(name))
+	h.Set("X-Content-Type-Options", "nosniff")
+}
+
+// fail answers with a status and a line that says no more than the status: it
+// is for strangers. Nobody on the way may keep it.
+func fail(w http.ResponseWriter, code int) {
+	w.Header().Set("Cache-Control", "no-store")
+	http.Error(w, http.StatusText(code), code)
+}
+
+// failLater also says after how many seconds to ask again.
+func failLater(w http.ResponseWriter, code int, after string) {
+	w.Header().Set("Retry-After", after)
+	fail(w, code)
+}

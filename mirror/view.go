@@ -1,0 +1,246 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"strconv"
+	"time"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/mirror/fill"
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+// keepViews is how many views before the current one are still served, but for
+// their timestamp, so that a client in the middle of its walk can finish.
+const keepViews = 3
+
+// view is one consistent state of the repository, verified as a whole. It
+// never changes once it is shown.
+type view struct {
+	root, timestamp, snapshot int64 // versions
+	verified                  time.Time
+	docs                      map[string]*doc      // by name in the URL: "3.product-x.json", the role not encoded
+	objects                   map[string]*object   // by name in the store: "targets/…"
+	roles                     map[string]*roleDocs // targets and what it delegates to, however deep
+	tops                      map[string]time.Time // expiry of root, timestamp and snapshot
+}
+
+// doc is a metadata file, with its headers made once.
+type doc struct {
+	file    string // name on disk: layout.MetadataFile
+	body    []byte
+	etag    string
+	headers map[string][]string // all but the body's, never written to
+}
+
+// object is a target that may be fetched and served.
+type object struct {
+	fill.Object
+	etag string
+}
+
+// roleDocs is one version of a targets role with what it admits, shared by all
+// views that have it.
+type roleDocs struct {
+	name    string
+	version int64
+	expires time.Time
+	doc     *doc
+	objects map[string]*object
+}
+
+func newDoc(role string, version int64, body []byte) *doc {
+	file := layout.MetadataFile(role, version)
+	sum := sha256.Sum256(body)
+	d := &doc{file: file, body: body, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
+	name := layout.MetadataDir + "/" + file
+	d.headers = map[string][]string{
+		"Content-Type":           {layout.ContentType(name)},
+		"Cache-Control":          {layout.CacheControl(name)},
+		"Etag":                   {d.etag},
+		"Content-Length":         {strconv.Itoa(len(body))},
+		"X-Content-Type-Options": {"nosniff"},
+	}
+	return d
+}
+
+// urlName is a role's file name after the URL was decoded once, as any TUF
+// client encodes it.
+func urlName(role string, version int64) string {
+	return strconv.FormatInt(version, 10) + "." + role + ".json"
+}
+
+// same reports whether v already shows what c holds.
+func (v *view) same(c *tuf.Client) bool {
+	if v == nil {
+		return false
+	}
+	ts, root := v.docs[layout.TimestampName], v.docs[urlName(roleRoot, v.root)]
+	return bytes.Equal(ts.body, c.Bytes(layout.RoleTimestamp)) && bytes.Equal(root.body, c.Bytes(roleRoot))
+}
+
+// buildView makes a view of what c has just verified, fetching what it lacks.
+// What prev has of it is taken over.
+func buildView(ctx context.Context, c *tuf.Client, roots *rootChain, prev *view) (*view, error) {
+	root, ts, sn := c.RootMetadata().Signed, c.TimestampMetadata().Signed, c.SnapshotMetadata().Signed
+	if !root.ConsistentSnapshot {
+		return nil, errors.New("the repository has given up consistent snapshots")
+	}
+	v := &view{
+		root: root.Version, timestamp: ts.Version, snapshot: sn.Version,
+		docs: map[string]*doc{}, roles: map[string]*roleDocs{},
+		tops: map[string]time.Time{roleRoot: root.Expires, layout.RoleTimestamp: ts.Expires, layout.RoleSnapshot: sn.Expires},
+	}
+	for n, data := range roots.files {
+		v.add(prev, roleRoot, n, data)
+	}
+	v.add(nil, layout.RoleTimestamp, ts.Version, c.Bytes(layout.RoleTimestamp))
+	snapshot := v.add(prev, layout.RoleSnapshot, sn.Version, c.Bytes(layout.RoleSnapshot))
+
+	if prev != nil && prev.root == v.root && prev.docs[urlName(layout.RoleSnapshot, sn.Version)] == snapshot {
+		v.roles, v.objects = prev.roles, prev.objects // only the timestamp is new
+		for _, r := range v.roles {
+			v.docs[urlName(r.name, r.version)] = r.doc
+		}
+		return v, nil
+	}
+	count := 0
+	err := c.Walk(ctx, func(role *tuf.Role) error {
+		r := prev.role(role)
+		if r == nil {
+			r = newRoleDocs(role)
+		}
+		v.roles[r.name] = r
+		v.docs[urlName(r.name, r.version)] = r.doc
+		count += len(r.objects)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.objects = make(map[string]*object, count)
+	for _, r := range v.roles {
+		maps.Copy(v.objects, r.objects)
+	}
+	return v, nil
+}
+
+// add puts a top-level file into the view, the one of prev if it is the same.
+func (v *view) add(prev *view, role string, version int64, data []byte) *doc {
+	name := urlName(role, version)
+	if role == layout.RoleTimestamp {
+		name = layout.TimestampName
+	}
+	var d *doc
+	if prev != nil {
+		d = prev.docs[name]
+	}
+	if d == nil || !bytes.Equal(d.body, data) {
+		d = newDoc(role, version, data)
+	}
+	v.docs[name] = d
+	return d
+}
+
+// role returns what v has made of that very role, or nil.
+func (v *view) role(role *tuf.Role) *roleDocs {
+	if v == nil {
+		return nil
+	}
+	r := v.roles[role.Name]
+	if r == nil || r.version != role.Version || !bytes.Equal(r.doc.body, role.Bytes) {
+		return nil
+	}
+	return r
+}
+
+// newRoleDocs collects what a role admits. It asks neither whether its
+// delegator lets it sign that path nor whether another role comes first:
+// clients do, and bytes that a role of the repository has signed harm no cache.
+func newRoleDocs(role *tuf.Role) *roleDocs {
+	targets := role.Metadata.Signed.Targets
+	r := &roleDocs{name: role.Name, version: role.Version, expires: role.Expires,
+		doc: newDoc(role.Name, role.Version, role.Bytes), objects: make(map[string]*object, len(targets))}
+	for path, t := range targets {
+		if layout.CheckTargetPath(path) != nil || t.Length < 0 {
+			continue // no URL leads there
+		}
+		addObjects(r.objects, path, t)
+	}
+	return r
+}
+
+// addObjects names a target by each of its hashes, as clients may. Objects are
+// kept and verified by SHA-256: a target without one is not served.
+func addObjects(to map[string]*object, path string, t *metadata.TargetFiles) {
+	sum := t.Hashes["sha256"]
+	if len(sum) != sha256.Size {
+		return
+	}
+	hexSum := hex.EncodeToString(sum)
+	name := layout.TargetObject(path, hexSum)
+	o := &object{fill.Object{Name: name, Length: t.Length, SHA256: hexSum}, `"` + hexSum + `"`}
+	to[name] = o
+	for alg, other := range t.Hashes {
+		if alg != "sha256" {
+			to[layout.TargetObject(path, hex.EncodeToString(other))] = o
+		}
+	}
+}
+
+// shown is what is served: the current view, and those before it.
+type shown struct {
+	views []*view // newest first; at least one
+}
+
+// current is nil if nothing is shown yet.
+func (s *shown) current() *view {
+	if s == nil {
+		return nil
+	}
+	return s.views[0]
+}
+
+// with returns what is shown after v came. A view that differs from the one
+// before in its timestamp only takes its place, so that the renewal of the
+// timestamp does not push out what clients need.
+func (s *shown) with(v *view) *shown {
+	next := &shown{views: []*view{v}}
+	if s == nil {
+		return next
+	}
+	old := s.views
+	if old[0].root == v.root && old[0].snapshot == v.snapshot {
+		old = old[1:]
+	}
+	next.views = append(next.views, old[:min(len(old), keepViews)]...)
+	return next
+}
+
+// doc finds a metadata file by its name in the URL. The timestamp is always
+// the newest, since the newest view has one.
+func (s *shown) doc(name string) *doc {
+	for _, v := range s.views {
+		if d := v.docs[name]; d != nil {
+			return d
+		}
+	}
+	return nil
+}
+
+// object finds a target by its object name.
+func (s *shown) object(name string) *object {
+	for _, v := range s.views {
+		if o := v.objects[name]; o != nil {
+			return o
+		}
+	}
+	return nil
+}
