@@ -17,15 +17,16 @@ import (
 
 	"github.com/patchkeep/patchkeep/repo"
 	"github.com/patchkeep/patchkeep/repo/store"
-	"github.com/patchkeep/patchkeep/repo/store/dirstore"
+	"github.com/patchkeep/patchkeep/repo/store/storeurl"
 )
 
 // TestCrashAtEachWrite kills a publisher, a process of its own, right before
 // and right after each of its writes. Whatever the moment: clients see a whole,
 // valid state, which is the old or the new one; the next publish works; and
 // what was published before is there.
-func TestCrashAtEachWrite(t *testing.T) {
-	f := newFixture(t)
+func TestCrashAtEachWrite(t *testing.T) { onEachStore(t, crashAtEachWrite) }
+
+func crashAtEachWrite(t *testing.T, f *fixture) {
 	first := f.add(t, "1.0", []byte("one"))
 	killed := 0
 	for n := 1; ; n++ {
@@ -53,21 +54,15 @@ func TestCrashAtEachWrite(t *testing.T) {
 // TestCrashedInitIsFinished does the same to Init.
 func TestCrashedInitIsFinished(t *testing.T) {
 	for n := 1; ; n++ {
-		dir := t.TempDir()
-		s, err := dirstore.New(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := &fixture{dir: dir, store: s, keys: newKeys()}
+		f := emptyFixture(t, t.TempDir())
 		initConfig(t, f.keys, "hello")
-		f.repo = repo.Open(s, repo.Config{Keys: f.keys.find})
 		died := crash(t, f, "init", "", n)
 		cfg := repo.InitConfig{Roles: make(map[string]repo.RoleConfig), Products: []string{"hello"}}
 		for role, key := range f.keys.role {
 			cfg.Roles[role] = repo.RoleConfig{Keys: keysOf(key)}
 		}
-		_, err = f.repo.Init(t.Context(), cfg)
-		if _, serr := s.Stat(t.Context(), "metadata/timestamp.json"); serr != nil {
+		_, err := f.repo.Init(t.Context(), cfg)
+		if _, serr := f.store.Stat(t.Context(), "metadata/timestamp.json"); serr != nil {
 			t.Fatalf("killed at moment %d: %v, and no timestamp", n, err)
 		}
 		f.mustVerify(t)
@@ -95,7 +90,7 @@ func crash(t *testing.T, f *fixture, op, version string, n int) bool {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
-	cmd.Env = append(os.Environ(), "PATCHKEEP_TEST_CRASH="+strings.Join([]string{op, version, strconv.Itoa(n), f.dir}, "|"))
+	cmd.Env = append(os.Environ(), "PATCHKEEP_TEST_CRASH="+strings.Join([]string{op, version, strconv.Itoa(n), f.ref}, "|"))
 	cmd.Stdin = strings.NewReader(string(secret))
 	out, err := cmd.CombinedOutput()
 	if err == nil {
@@ -136,11 +131,11 @@ func TestCrashChild(t *testing.T) {
 		keys.byID[id] = &testKey{id, priv}
 		cfg.Roles[role] = repo.RoleConfig{Keys: keysOf(keys.byID[id])}
 	}
-	s, err := dirstore.New(job[3])
+	s, err := storeurl.Open(t.Context(), job[3])
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := repo.Open(&mortal{Store: s, left: moment}, repo.Config{Keys: keys.find})
+	r := repo.Open(&mortal{Store: s, stager: s.(store.Stager), left: moment}, repo.Config{Keys: keys.find})
 	if job[0] == "init" {
 		_, err = r.Init(t.Context(), cfg)
 	} else {
@@ -153,8 +148,9 @@ func TestCrashChild(t *testing.T) {
 
 // mortal is a store whose process dies before or after one of its writes.
 type mortal struct {
-	*dirstore.Store
-	left int
+	store.Store
+	stager store.Stager
+	left   int
 }
 
 func (m *mortal) moment() {
@@ -178,7 +174,7 @@ func (m *mortal) Replace(ctx context.Context, name string, data []byte, etag str
 
 func (m *mortal) Stage(ctx context.Context, r io.Reader, size int64, opt store.Options) (store.Staged, error) {
 	m.moment()
-	st, err := m.Store.Stage(ctx, r, size, opt)
+	st, err := m.stager.Stage(ctx, r, size, opt)
 	return mortalStaged{st, m}, err
 }
 

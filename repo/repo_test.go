@@ -22,6 +22,7 @@ import (
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
+	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 	"github.com/patchkeep/patchkeep/repo"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -29,6 +30,8 @@ import (
 	"github.com/patchkeep/patchkeep/repo/rollout"
 	"github.com/patchkeep/patchkeep/repo/store"
 	"github.com/patchkeep/patchkeep/repo/store/dirstore"
+	"github.com/patchkeep/patchkeep/repo/store/storetest/s3server"
+	"github.com/patchkeep/patchkeep/repo/store/storeurl"
 )
 
 // testKeys is one ed25519 key a role, and whatever else is put in.
@@ -102,12 +105,19 @@ func initConfig(t testing.TB, keys *testKeys, products ...string) repo.InitConfi
 	return cfg
 }
 
-// fixture is a repository with the product hello, in a directory.
+// fixture is a repository with the product hello.
 type fixture struct {
-	dir   string
+	ref   string // as --repo takes it
+	dir   string // of one in a directory
 	store store.Store
 	keys  *testKeys
 	repo  *repo.Repository
+}
+
+// onEachStore runs a test on a directory and on a real S3 service.
+func onEachStore(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Run("directory", func(t *testing.T) { test(t, newFixture(t)) })
+	t.Run("s3", func(t *testing.T) { test(t, newFixtureIn(t, s3server.Start(t).Ref("some/prefix"))) })
 }
 
 func newKeys() *testKeys {
@@ -116,16 +126,27 @@ func newKeys() *testKeys {
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	dir := t.TempDir()
-	s, err := dirstore.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{dir: dir, store: s, keys: newKeys()}
-	f.repo = repo.Open(s, repo.Config{Keys: f.keys.find})
+	return newFixtureIn(t, t.TempDir())
+}
+
+func newFixtureIn(t testing.TB, ref string) *fixture {
+	t.Helper()
+	f := emptyFixture(t, ref)
 	if _, err := f.repo.Init(t.Context(), initConfig(t, f.keys, "hello")); err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// emptyFixture is a place where Init has not been yet.
+func emptyFixture(t testing.TB, ref string) *fixture {
+	t.Helper()
+	s, err := storeurl.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{ref: ref, dir: ref, store: s, keys: newKeys()}
+	f.repo = repo.Open(s, repo.Config{Keys: f.keys.find})
 	return f
 }
 
@@ -168,8 +189,14 @@ func (f *fixture) files(t testing.TB) map[string][32]byte {
 	t.Helper()
 	all := make(map[string][32]byte)
 	err := f.store.List(t.Context(), "", func(i store.Info) error {
-		data, err := os.ReadFile(filepath.Join(f.dir, i.Name))
-		all[i.Name] = sha256.Sum256(data)
+		rc, _, err := f.store.Open(t.Context(), i.Name, 0)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		h := sha256.New()
+		_, err = io.Copy(h, rc)
+		all[i.Name] = [32]byte(h.Sum(nil))
 		return err
 	})
 	if err != nil {
@@ -178,9 +205,10 @@ func (f *fixture) files(t testing.TB) map[string][32]byte {
 	return all
 }
 
-func TestWholeWay(t *testing.T) {
-	f := newFixture(t)
-	big := make([]byte, 5<<20+77)
+func TestWholeWay(t *testing.T) { onEachStore(t, wholeWay) }
+
+func wholeWay(t *testing.T, f *fixture) {
+	big := make([]byte, 12<<20+77) // more than a part of an upload
 	rand.Read(big)
 	pub := f.add(t, "1.0", big)
 	if !pub.Blocks || pub.Length != int64(len(big)) || pub.SHA256 != fmt.Sprintf("%x", sha256.Sum256(big)) {
@@ -222,8 +250,9 @@ func TestWholeWay(t *testing.T) {
 	f.mustVerify(t)
 }
 
-func TestRefusalsChangeNothing(t *testing.T) {
-	f := newFixture(t)
+func TestRefusalsChangeNothing(t *testing.T) { onEachStore(t, refusalsChangeNothing) }
+
+func refusalsChangeNothing(t *testing.T, f *fixture) {
 	f.add(t, "1.0", []byte("one"))
 	ctx := t.Context()
 	with := func(keys repo.Keys) *repo.Repository { return repo.Open(f.store, repo.Config{Keys: keys}) }
@@ -501,10 +530,7 @@ func TestExpiredRepositoryIsRenewed(t *testing.T) {
 	}
 }
 
-func TestManyPublishers(t *testing.T) {
-	f := newFixture(t)
-	manyPublishers(t, f)
-}
+func TestManyPublishers(t *testing.T) { onEachStore(t, manyPublishers) }
 
 // manyPublishers has eight publish at once on one repository, each as a process
 // of its own would: with a store and a Repository of its own.
@@ -513,7 +539,12 @@ func manyPublishers(t *testing.T, f *fixture) {
 	var wg sync.WaitGroup
 	for p := range publishers {
 		wg.Go(func() {
-			r := repo.Open(f.store, repo.Config{Keys: f.keys.find})
+			own, err := storeurl.Open(context.Background(), f.ref)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r := repo.Open(own, repo.Config{Keys: f.keys.find})
 			for i := range each {
 				content := fmt.Sprintf("publisher %d, patch %d", p, i)
 				_, _, err := r.AddPatch(context.Background(), newPatch(fmt.Sprintf("%d.%d", p, i)), "hello.bin", strings.NewReader(content), int64(len(content)), repo.AddOptions{})
@@ -524,12 +555,52 @@ func manyPublishers(t *testing.T, f *fixture) {
 			}
 		})
 	}
+	stop := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		versionsOnlyGrow(t, f, stop)
+	}()
 	wg.Wait()
+	close(stop)
+	<-watched
 	list, err := f.repo.Patches(t.Context(), "hello")
 	if err != nil || len(list) != publishers*each {
 		t.Fatalf("%d patches are published, want %d (%v)", len(list), publishers*each, err)
 	}
 	f.mustVerify(t)
+}
+
+// versionsOnlyGrow is a client that refreshes all the time.
+func versionsOnlyGrow(t *testing.T, f *fixture, stop chan struct{}) {
+	root, err := f.repo.Root(t.Context())
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	c, err := tuf.Open(tuf.Config{Root: root, Fetcher: upstream.FromStore(f.store, "")})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer c.Close()
+	last := int64(0)
+	for {
+		if err := c.Refresh(t.Context()); err != nil {
+			t.Errorf("a client in between: %v", err)
+			return
+		}
+		if v := c.Status().Roles["timestamp"].Version; v < last {
+			t.Errorf("timestamp %d after %d", v, last)
+		} else {
+			last = v
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 func keysOf(key *testKey) []crypto.PublicKey { return []crypto.PublicKey{key.Public()} }

@@ -73,6 +73,9 @@ func judge(err error) verdict {
 
 // serviceDown tells a failure of the service itself from a refusal.
 func serviceDown(resp minio.ErrorResponse) bool {
+	if resp.StatusCode == 0 { // minio-go's own, about an answer it does not understand
+		return false
+	}
 	switch resp.Code {
 	case "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded":
 		return true
@@ -124,7 +127,7 @@ func (s *Store) explain(err error) error {
 	case isNetwork(err):
 		return &fault{is: store.ErrUnreachable, text: fmt.Sprintf("%s: %s: %s", store.ErrUnreachable, host, s.clean(innermost(err)))}
 	}
-	return err
+	return &fault{text: fmt.Sprintf("%s does not answer as S3 does: %s", host, s.clean(err.Error()))}
 }
 
 // innermost is the text of a network error without the URL and the wrappers.
@@ -157,7 +160,7 @@ func (s *Store) explainResponse(resp minio.ErrorResponse) error {
 	case minio.NotImplemented:
 		f.is, f.text = store.ErrUnsupported, fmt.Sprintf("%s: %s", store.ErrUnsupported, code)
 		return f
-	case "InvalidAccessKeyId":
+	case "InvalidAccessKeyId", "XAdminUserNotFound": // the latter is VersityGW's
 		return s.denied(f, "the access key is not known")
 	case "SignatureDoesNotMatch":
 		return s.denied(f, "the secret key does not fit the access key")
@@ -175,6 +178,8 @@ func (s *Store) explainResponse(resp minio.ErrorResponse) error {
 		f.is, f.text = store.ErrConflict, store.ErrConflict.Error()
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.Code == minio.AccessDenied:
 		return s.denied(f, code)
+	case resp.StatusCode == 0:
+		f.text = fmt.Sprintf("%s does not answer as S3 does: %s", s.client.EndpointURL().Host, s.clean(resp.Message))
 	default:
 		f.text = fmt.Sprintf("%s refuses: %s: %s", s.client.EndpointURL().Host, code, s.clean(resp.Message))
 	}

@@ -101,20 +101,22 @@ func (s *Store) open(ctx context.Context, name string, offset int64) (io.ReadClo
 	return body, info, err
 }
 
+var errNoSize = errors.New("no size of the object")
+
 // objectSize reads the size of the whole object from a GET's headers: RFC 9110
 // §14.4 Content-Range if a range was asked for, Content-Length otherwise.
 func objectSize(h http.Header, offset int64) (int64, error) {
 	if offset == 0 {
 		n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64)
 		if err != nil || n < 0 {
-			return 0, errors.New("the service does not tell the object's size")
+			return 0, errNoSize
 		}
 		return n, nil
 	}
 	span, total, ok := strings.Cut(h.Get("Content-Range"), "/")
 	n, err := strconv.ParseInt(total, 10, 64)
 	if !ok || err != nil || span != fmt.Sprintf("bytes %d-%d", offset, n-1) {
-		return 0, errors.New("the service does not answer the range asked for")
+		return 0, errors.New("not the range asked for")
 	}
 	return n, nil
 }
@@ -182,31 +184,35 @@ func (s *Store) head(ctx context.Context, name string) (minio.ObjectInfo, error)
 		ctx, cancel := context.WithTimeout(ctx, lightTimeout)
 		defer cancel()
 		obj, err = s.client.StatObject(ctx, s.cfg.Bucket, s.key(name), minio.StatObjectOptions{Checksum: true})
+		if err == nil && obj.Size < 0 {
+			err = errNoSize
+		}
 		return err
 	})
-	if err == nil && obj.Size < 0 {
-		err = errors.New("the service does not tell the object's size")
-	}
-	// The answer to HEAD has no body to say whether the object is missing or
-	// the bucket.
 	if errors.Is(err, fs.ErrNotExist) && !s.bucketSeen.Load() {
-		if berr := s.headBucket(ctx); berr != nil {
+		if berr := s.checkBucket(ctx); berr != nil {
 			err = berr
 		}
 	}
 	return obj, err
 }
 
-func (s *Store) headBucket(ctx context.Context) error {
+// checkBucket tells why a HEAD found nothing: its answer has no body to say
+// whether the object is missing, or the bucket, or the user.
+func (s *Store) checkBucket(ctx context.Context) error {
 	_, err := s.retry(ctx, lightRetries, func() error {
 		ctx, cancel := context.WithTimeout(ctx, lightTimeout)
 		defer cancel()
-		ok, err := s.client.BucketExists(ctx, s.cfg.Bucket)
-		if err == nil && !ok {
-			err = minio.ErrorResponse{Code: minio.NoSuchBucket, StatusCode: http.StatusNotFound}
+		for obj := range s.client.ListObjectsIter(ctx, s.cfg.Bucket, minio.ListObjectsOptions{
+			Prefix: s.key(""), Recursive: true, MaxKeys: 1, FetchOwner: new(bool),
+		}) {
+			return obj.Err
 		}
-		return err
+		return ctx.Err()
 	})
+	if isCode(err, minio.AccessDenied) { // may read, not list: it is there
+		return nil
+	}
 	return err
 }
 
@@ -227,7 +233,7 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(store.Info) err
 				return obj.Err
 			}
 			if last != "" && obj.Key <= last {
-				return errors.New("the service does not list in order of names")
+				return errors.New("the list is not in order of names")
 			}
 			last = obj.Key
 			name := strings.TrimPrefix(obj.Key, s.key(""))

@@ -161,6 +161,9 @@ func (s *Store) put(ctx context.Context, name string, data []byte, etag string, 
 		ctx, stall := withStall(ctx, patience(len(data)))
 		defer stall.end()
 		up, err = s.client.PutObject(ctx, s.cfg.Bucket, s.key(name), stall.body(data), int64(len(data)), "", hex.EncodeToString(sum[:]), po)
+		if err == nil && up.ETag == "" {
+			err = errors.New("no ETag of the object")
+		}
 		return err
 	})
 	if err == nil && up.ChecksumSHA256 != "" && up.ChecksumSHA256 != sum64 {
