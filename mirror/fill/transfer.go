@@ -169,7 +169,7 @@ func (f *Filler) try(ctx context.Context, fl *fill, w *cache.Writer, src *source
 		switch {
 		case err == io.EOF && w.Written() < w.Size():
 			return fmt.Errorf("cut after %d of %d bytes: %w", w.Written(), w.Size(), io.ErrUnexpectedEOF)
-		case err == io.EOF, err != nil && n > 0 && w.Written() == w.Size(): // all is there: the hash will tell
+		case err == io.EOF, err != nil && w.Written() == w.Size(): // all is there: the hash will tell
 			return nil
 		case err != nil:
 			return fmt.Errorf("after %d of %d bytes: %w", w.Written(), w.Size(), err)
