@@ -143,6 +143,11 @@ func (in *initCommand) parse(names []string) (map[string]repo.RoleConfig, error)
 	if err != nil {
 		return nil, err
 	}
+	for role, c := range roles { // before keys are made
+		if have := max(len(c.Keys), 1); c.Threshold > have {
+			return nil, cli.Usagef("role %s has %d key(s) and asks for %d signatures: name further keys with --key %s=FILE", role, have, c.Threshold, role)
+		}
+	}
 	return roles, each("lifetime", in.lifetimes, func(c *repo.RoleConfig, value string) (err error) {
 		c.Lifetime, err = time.ParseDuration(value)
 		if err == nil && c.Lifetime < time.Second {
