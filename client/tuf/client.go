@@ -1,13 +1,15 @@
 package tuf
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,14 +87,10 @@ func (c *Client) openRoot(configured []byte) error {
 		return fmt.Errorf("configured root: %w", cerr)
 	}
 	if err == nil {
-		was, is := saved.md.Signed.Version, conf.md.Signed.Version
-		if was > is {
-			c.root = saved
-			return nil
-		}
-		if was == is {
-			if !sameSigned(saved, conf) {
-				return fmt.Errorf("%w: the configured root and the state's root are both version %d and differ: the state belongs to another repository", ErrNotTrusted, is)
+		is := conf.md.Signed.Version
+		if saved.md.Signed.Version >= is {
+			if known, ok := c.rootHistory(saved)[is]; ok && known != signedHash(conf) {
+				return fmt.Errorf("%w: the state belongs to another repository: it has trusted a different root version %d than the configured one", ErrNotTrusted, is)
 			}
 			c.root = saved
 			return nil
@@ -102,8 +100,50 @@ func (c *Client) openRoot(configured []byte) error {
 		}
 	}
 	// No saved root, a damaged one, or an older one.
-	c.root = conf
-	return c.state.write(rootFile, configured)
+	return c.saveRoot(conf)
+}
+
+// saveRoot makes a verified root the trusted one.
+func (c *Client) saveRoot(r *trustedRoot) error {
+	line := fmt.Sprintf("%d %s\n", r.md.Signed.Version, signedHash(r))
+	history, _ := c.state.read(historyName, maxHistory-int64(len(line)))
+	if err := c.state.write(historyName, append(history, line...)); err != nil {
+		return err
+	}
+	if err := c.state.write(rootFile, r.bytes); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.root = r
+	c.mu.Unlock()
+	return nil
+}
+
+// rootHistory returns the hashes of the roots that this state has trusted, by
+// version, as far as they are recorded. It only tells repositories apart;
+// nothing is trusted for it.
+func (c *Client) rootHistory(saved *trustedRoot) map[int64]string {
+	out := map[int64]string{}
+	history, _ := c.state.read(historyName, maxHistory)
+	for line := range strings.Lines(string(history)) {
+		var version int64
+		var hash string
+		if n, _ := fmt.Sscanf(line, "%d %64s", &version, &hash); n == 2 {
+			out[version] = hash // a later line counts: see Config.Root
+		}
+	}
+	out[saved.md.Signed.Version] = signedHash(saved)
+	return out
+}
+
+// signedHash is the same for the same content, whoever signed it.
+func signedHash(r *trustedRoot) string {
+	data, err := r.md.Signed.MarshalJSON() // keys in order
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
 }
 
 func (c *Client) savedRoot() (*trustedRoot, error) {
@@ -129,12 +169,6 @@ func verifyFirstRoot(data []byte) (*trustedRoot, error) {
 		return nil, err
 	}
 	return &trustedRoot{md, data}, nil
-}
-
-func sameSigned(a, b *trustedRoot) bool {
-	x, err1 := a.md.Signed.MarshalJSON()
-	y, err2 := b.md.Signed.MarshalJSON()
-	return err1 == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 // Status tells what is loaded.

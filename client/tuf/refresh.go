@@ -60,7 +60,7 @@ func (c *Client) Refresh(ctx context.Context) error {
 // on the same snapshot and targets. c.mu is held.
 func (c *Client) keepDelegated(v *view) {
 	old := c.view
-	if old == nil || !bytes.Equal(old.snapshotBytes, v.snapshotBytes) || !bytes.Equal(old.targets.Bytes, v.targets.Bytes) {
+	if old == nil || old.snapshot != v.snapshot || old.targets != v.targets {
 		return
 	}
 	old.mu.Lock()
@@ -73,9 +73,7 @@ func (c *Client) refresh(ctx context.Context) (*view, error) {
 	if err := c.updateRoot(ctx); err != nil {
 		return nil, err
 	}
-	c.mu.RLock()
-	v := &view{root: c.root, delegated: map[edge]*Role{}}
-	c.mu.RUnlock()
+	v, old := c.newView()
 	now, err := c.checkClock(time.Time{})
 	if err != nil {
 		return nil, err
@@ -83,13 +81,13 @@ func (c *Client) refresh(ctx context.Context) (*view, error) {
 	if err := checkExpiry(metadata.ROOT, v.root.md.Signed.Expires, now); err != nil {
 		return nil, err
 	}
-	if err := c.updateTimestamp(ctx, v); err != nil {
+	if err := c.updateTimestamp(ctx, v, old); err != nil {
 		return nil, err
 	}
-	if err := c.updateSnapshot(ctx, v); err != nil {
+	if err := c.updateSnapshot(ctx, v, old); err != nil {
 		return nil, err
 	}
-	if err := c.updateTargets(ctx, v); err != nil {
+	if err := c.updateTargets(ctx, v, old); err != nil {
 		return nil, err
 	}
 	return v, nil
@@ -128,12 +126,9 @@ func (c *Client) updateRoot(ctx context.Context) error {
 		if err := c.forgetRotated(old.md, md); err != nil {
 			return err
 		}
-		if err := c.state.write(rootFile, data); err != nil {
+		if err := c.saveRoot(&trustedRoot{md, data}); err != nil {
 			return err
 		}
-		c.mu.Lock()
-		c.root = &trustedRoot{md, data}
-		c.mu.Unlock()
 	}
 	return nil
 }
@@ -164,8 +159,8 @@ func rotated(old, new *metadata.Metadata[metadata.RootType], role string) bool {
 }
 
 // updateTimestamp is §5.4.
-func (c *Client) updateTimestamp(ctx context.Context, v *view) error {
-	known, knownBytes := c.loadTimestamp(v.root)
+func (c *Client) updateTimestamp(ctx context.Context, v, old *view) error {
+	known, knownBytes := c.loadTimestamp(v.root, old)
 	data, err := c.fetch(ctx, timestampFile, c.limits.Timestamp)
 	if err != nil {
 		return mustExist("fetch timestamp", err)
@@ -199,10 +194,27 @@ func (c *Client) updateTimestamp(ctx context.Context, v *view) error {
 	return c.state.write(timestampFile, data)
 }
 
-func (c *Client) loadTimestamp(root *trustedRoot) (*metadata.Metadata[metadata.TimestampType], []byte) {
+// newView begins a view under the trusted root. old is the view before it if
+// that was verified by the same root: what is still the same in it need not be
+// verified again.
+func (c *Client) newView() (v, old *view) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	v = &view{root: c.root, delegated: map[edge]*Role{}}
+	if c.view != nil && c.view.root == c.root {
+		old = c.view
+	}
+	return v, old
+}
+
+// loadTimestamp returns the state's timestamp; nil if it does not verify.
+func (c *Client) loadTimestamp(root *trustedRoot, old *view) (*metadata.Metadata[metadata.TimestampType], []byte) {
 	data, err := c.state.read(timestampFile, c.limits.Timestamp)
 	if err != nil {
 		return nil, nil
+	}
+	if old != nil && bytes.Equal(data, old.timestampBytes) {
+		return old.timestamp, data
 	}
 	md, err := verifyTimestamp(root, data)
 	if err != nil {
@@ -223,9 +235,9 @@ func verifyTimestamp(root *trustedRoot, data []byte) (*metadata.Metadata[metadat
 }
 
 // updateSnapshot is §5.5.
-func (c *Client) updateSnapshot(ctx context.Context, v *view) error {
+func (c *Client) updateSnapshot(ctx context.Context, v, old *view) error {
 	want := v.timestamp.Signed.Meta[snapshotFile]
-	known, knownBytes := c.loadSnapshot(v.root)
+	known, knownBytes := c.loadSnapshot(v.root, old)
 	if known != nil && known.Signed.Version == want.Version && verifyFile(metadata.SNAPSHOT, want, knownBytes) == nil {
 		return c.acceptSnapshot(v, known, knownBytes, false)
 	}
@@ -269,10 +281,13 @@ func (c *Client) acceptSnapshot(v *view, md *metadata.Metadata[metadata.Snapshot
 	return c.state.write(snapshotFile, data)
 }
 
-func (c *Client) loadSnapshot(root *trustedRoot) (*metadata.Metadata[metadata.SnapshotType], []byte) {
+func (c *Client) loadSnapshot(root *trustedRoot, old *view) (*metadata.Metadata[metadata.SnapshotType], []byte) {
 	data, err := c.state.read(snapshotFile, c.limits.Snapshot)
 	if err != nil {
 		return nil, nil
+	}
+	if old != nil && bytes.Equal(data, old.snapshotBytes) {
+		return old.snapshot, data
 	}
 	md, err := verifySnapshot(root, data)
 	if err != nil {
@@ -293,8 +308,16 @@ func verifySnapshot(root *trustedRoot, data []byte) (*metadata.Metadata[metadata
 }
 
 // updateTargets is §5.6 for the top-level role.
-func (c *Client) updateTargets(ctx context.Context, v *view) error {
+func (c *Client) updateTargets(ctx context.Context, v, old *view) error {
 	from := child{name: metadata.TARGETS, delegator: metadata.ROOT, delegation: rootDelegation(v.root.md, metadata.TARGETS)}
+	now, err := c.checkClock(time.Time{})
+	if err != nil {
+		return err
+	}
+	if old != nil && old.snapshot == v.snapshot {
+		v.targets = old.targets
+		return checkExpiry(metadata.TARGETS, v.targets.Expires, now)
+	}
 	r, err := c.loadRole(ctx, v, from)
 	if err != nil {
 		return err
@@ -307,14 +330,12 @@ func (c *Client) updateTargets(ctx context.Context, v *view) error {
 // loadView loads what the state holds if it is whole and consistent, expired
 // or not: expiry is checked when it is used. nil if it is not whole.
 func (c *Client) loadView() *view {
-	c.mu.RLock()
-	v := &view{root: c.root, delegated: map[edge]*Role{}}
-	c.mu.RUnlock()
-	if v.timestamp, v.timestampBytes = c.loadTimestamp(v.root); v.timestamp == nil {
+	v, _ := c.newView()
+	if v.timestamp, v.timestampBytes = c.loadTimestamp(v.root, nil); v.timestamp == nil {
 		return nil
 	}
 	want := v.timestamp.Signed.Meta[snapshotFile]
-	v.snapshot, v.snapshotBytes = c.loadSnapshot(v.root)
+	v.snapshot, v.snapshotBytes = c.loadSnapshot(v.root, nil)
 	if v.snapshot == nil || v.snapshot.Signed.Version != want.Version || verifyFile(metadata.SNAPSHOT, want, v.snapshotBytes) != nil {
 		return nil
 	}

@@ -19,8 +19,11 @@ import (
 const (
 	lockName  = "lock"
 	clockName = "clock" // the newest time that the repository signed, RFC 3339
-	dirMode   = 0o700
-	fileMode  = 0o600
+
+	historyName = "roots" // a line "<version> <SHA-256 of the signed part>" for each root ever trusted
+	maxHistory  = 64 << 10
+	dirMode     = 0o700
+	fileMode    = 0o600
 )
 
 // state is the trusted state on disk, or in memory. Each file is replaced

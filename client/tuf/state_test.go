@@ -218,6 +218,21 @@ func TestConfiguredRootAndState(t *testing.T) {
 		_, err := tuf.Open(tuf.Config{Dir: begin(t, 1), Root: tuftest.New().Latest("root"), Fetcher: repo})
 		wantErr(t, err, tuf.ErrNotTrusted)
 	})
+	t.Run("another repository of an older version", func(t *testing.T) {
+		dir := t.TempDir()
+		c := open(t, tuf.Config{Dir: dir, Root: repo.Published["root"][0], Fetcher: repo})
+		refresh(t, c)
+		c.Close()
+		_, err := tuf.Open(tuf.Config{Dir: dir, Root: tuftest.New().Latest("root"), Fetcher: repo})
+		wantErr(t, err, tuf.ErrNotTrusted)
+		for _, configured := range repo.Published["root"] {
+			c = open(t, tuf.Config{Dir: dir, Root: configured, Fetcher: repo})
+			if root(c) != 3 {
+				t.Errorf("root version %d", root(c))
+			}
+			c.Close()
+		}
+	})
 	t.Run("the same, signed anew", func(t *testing.T) {
 		dir := begin(t, 3)
 		open(t, tuf.Config{Dir: dir, Root: append(repo.Latest("root"), '\n'), Fetcher: repo})
@@ -262,7 +277,7 @@ func TestFilesOfRoles(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil || count != len(names)+4+1 { // top-level roles and the lock
+	if err != nil || count != len(names)+4+2 { // top-level roles, lock and roots
 		t.Errorf("%d files, %v", count, err)
 	}
 	c.Close()

@@ -78,8 +78,9 @@ type Config struct {
 	// Root is the trusted root to begin with, and may be nil if Dir has one.
 	// If both are there, the newer version wins: Dir's root was reached through
 	// signed successors, and Root comes from whoever installs this machine and
-	// may replace it, say on a re-installation after the chain broke. The same
-	// version with other content is another repository, and an error.
+	// may replace it, say on a re-installation after the chain broke. A version
+	// that Dir has trusted with other content is another repository's, and an
+	// error.
 	Root    []byte
 	Fetcher Fetcher
 	Now     func() time.Time // nil: time.Now
