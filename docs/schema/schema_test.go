@@ -1,0 +1,313 @@
+// Package schema_test holds the JSON Schemas beside it to what the parsers in
+// Go read and write.
+package schema_test
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/patchkeep/patchkeep/repo/patch"
+	"github.com/patchkeep/patchkeep/repo/rollout"
+)
+
+// kinds are the documents: how Go reads each, and the struct behind it.
+var kinds = map[string]struct {
+	parse func([]byte) error
+	typ   reflect.Type
+}{
+	"patch":  {func(b []byte) error { _, err := patch.Parse(b); return err }, reflect.TypeFor[patch.Patch]()},
+	"plan":   {func(b []byte) error { _, err := rollout.ParsePlan(b); return err }, reflect.TypeFor[rollout.Plan]()},
+	"halts":  {func(b []byte) error { _, err := rollout.ParseHalts(b); return err }, reflect.TypeFor[rollout.Halts]()},
+	"change": {func(b []byte) error { _, err := rollout.ParseChange(b); return err }, reflect.TypeFor[rollout.Change]()},
+}
+
+func compile(t *testing.T, kind string) *jsonschema.Schema {
+	t.Helper()
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.AssertFormat()
+	s, err := c.Compile(kind + ".schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func validate(t *testing.T, s *jsonschema.Schema, doc []byte) error {
+	t.Helper()
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(doc))
+	if err != nil {
+		t.Fatalf("%s: %v", doc, err)
+	}
+	return s.Validate(v)
+}
+
+var (
+	day  = time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)
+	sumA = strings.Repeat("a1", 32)
+	sumB = strings.Repeat("b2", 32)
+)
+
+func must(data []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
+// written are documents as Go writes them: with every field, and with the fewest.
+func written() map[string][][]byte {
+	full := &patch.Patch{
+		Format: 1, ID: "app@2.1~rc1+b2/windows-amd64", Product: "app", Version: "2.1~rc1+b2", Platform: "windows-amd64",
+		Title: "App ☂", Description: "<b>", Severity: patch.SeverityCritical, CVEs: []string{"CVE-2026-12345"}, Kind: patch.KindEXE,
+		Applies: patch.Applicability{
+			OS: []string{"windows"}, Arch: []string{"amd64"}, MinVersion: "1.0", MaxVersion: "2.0",
+			Requires: []string{"base>=2.0", "libc"}, Supersedes: []string{"app@2.0"},
+		},
+		Install:  &patch.Recipe{Argv: []string{"{file}", "/S", "{", "{}", "{A}", "a{root}{product}{{version}-{previous}", ""}, Timeout: 600, Exit: map[string]patch.Outcome{"0": patch.Success, "3010": patch.Reboot, "-1": patch.Retry}},
+		Verify:   &patch.Recipe{Argv: []string{`C:\app\app.exe`, "--version"}},
+		Rollback: &patch.Recipe{Argv: []string{"undo"}}, Detect: &patch.Recipe{Argv: []string{"detect"}},
+		Released: day, Links: []string{"https://example.org/notes?x=1#y"},
+	}
+	plain := &patch.Patch{Format: 1, ID: "p@1/any", Product: "p", Version: "1", Platform: "any", Kind: patch.KindFile, Released: day}
+	plan := &rollout.Plan{
+		Format: 1, Ring: "servers", MinimumSafe: map[string]string{"app": "2.0"}, Lifts: []string{"h20261123-084512-3fa2b01c"},
+		Entries: []rollout.Entry{
+			{
+				Patch: "patches/app/2.1/windows-amd64/Größe 1 %.exe", SHA256: sumA, NotBefore: day,
+				Steps:    []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All}},
+				Windows:  []rollout.Window{{Days: []string{"mon", "sun"}, From: "22:00", To: "5:30"}, {From: "00:00", To: "00:00"}},
+				Deadline: 86400, Grace: 3600, Paused: true, PausedReason: "wait", Change: "CHG-1",
+			},
+			{Patch: "patches/p/1/any/f", SHA256: sumB, NotBefore: day},
+		},
+	}
+	halts := &rollout.Halts{Format: 1, Halts: []rollout.Halt{
+		{ID: "h1", SHA256: sumA, Since: day, Reason: "crash", By: "anna"},
+		{ID: "h2", Product: "app", Since: day}, {ID: "h3", All: true, Since: day},
+	}}
+	change := &rollout.Change{
+		Format: 1, ID: "CHG-1", Ring: "servers", What: "w", Why: "y", Risk: "low", Assessment: "a", PlannedFrom: day, PlannedTo: day,
+		Preparation: "p", TestEvidence: []rollout.Evidence{{Name: "log", SHA256: sumB, Note: "n"}}, Installation: "i",
+		RollbackPlan: "r", Verification: "v", Author: "anna", Patches: map[string]string{"patches/app/2.1/windows-amd64/setup.exe": sumA},
+	}
+	bare := func(p *patch.Patch) []byte { // custom without its wrapper
+		var c struct{ Patchkeep json.RawMessage }
+		if err := json.Unmarshal(must(p.ToCustom()), &c); err != nil {
+			panic(err)
+		}
+		return c.Patchkeep
+	}
+	return map[string][][]byte{
+		"patch":  {bare(full), bare(plain)},
+		"plan":   {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
+		"halts":  {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
+		"change": {must(change.Encode()), must((&rollout.Change{Format: 1, ID: "c", Ring: "r", Patches: map[string]string{"patches/p/1/any/f": sumB}}).Encode())},
+	}
+}
+
+func TestWhatGoWritesIsValid(t *testing.T) {
+	for kind, docs := range written() {
+		s := compile(t, kind)
+		for _, doc := range docs {
+			if err := validate(t, s, doc); err != nil {
+				t.Errorf("%s: %s: %v", kind, doc, err)
+			}
+			newer := append([]byte(`{"of_a_newer_version":{"x":1},`), doc[1:]...)
+			if err := validate(t, s, newer); err != nil {
+				t.Errorf("%s with an unknown field: %v", kind, err)
+			}
+		}
+	}
+}
+
+// A mutation sets the value at a path in the first document of its kind.
+type mutation struct {
+	path  string // parts separated by "/", array indices among them
+	value any
+}
+
+type drop struct{} // removes the field
+
+// TestGoAndSchemaAgree changes one thing at a time in a document that is right:
+// Go and the schema must say the same of the result.
+func TestGoAndSchemaAgree(t *testing.T) {
+	long := strings.Repeat("x", 65)
+	good := map[string][]mutation{
+		"patch": {
+			{"title", drop{}}, {"severity", ""}, {"applies", drop{}}, {"install/timeout", 86400}, {"install/argv/1", "a\nb{x"},
+			{"applies/min_version", ""}, {"links/0", "HTTP://h"}, {"released", "2026-11-23T08:00:00.5+01:00"}, {"kind", "file"},
+		},
+		"plan": {
+			{"entries", drop{}}, {"entries/0/change", ""}, {"entries/0/windows/0/from", "7:05"}, {"entries/0/steps", []any{}},
+			{"entries/0/steps/0", map[string]any{}}, {"entries/0/deadline", 316224000}, {"ring", long[:64]},
+			{"entries/1/patch", "patches/p/1/any/a.blocks.b"}, {"entries/1/patch", "patches/p/1/any/ä b"},
+		},
+		"halts":  {{"halts", drop{}}, {"halts/0/reason", drop{}}, {"halts/0/product", ""}, {"halts/0/all", false}},
+		"change": {{"what", drop{}}, {"risk", "any word"}, {"planned_from", drop{}}, {"test_evidence/0/name", drop{}}},
+	}
+	bad := map[string][]mutation{
+		"patch": {
+			{"format", 2}, {"format", "1"}, {"format", drop{}}, {"id", "app@2.1"}, {"id", drop{}}, {"product", "../x"}, {"product", drop{}}, {"version", "1."},
+			{"version", long}, {"platform", ""}, {"kind", "floppy"}, {"kind", drop{}}, {"severity", "bad"}, {"title", strings.Repeat("x", 4097)}, {"title", 1},
+			{"cves/0", "CVE-1"}, {"cves/0", "x CVE-2026-12345"}, {"cves", slices.Repeat([]any{"CVE-2026-12345"}, 257)},
+			{"links/0", "javascript:alert(1)"}, {"links/0", "https://"}, {"links/0", "https:///x"}, {"released", drop{}}, {"released", "yesterday"},
+			{"released", "2026-11-23 08:00:00Z"}, {"released", "0001-01-01T00:00:00Z"}, {"released", "2026-02-30T08:00:00Z"},
+			{"applies", "linux"}, {"applies/os/0", "Linux "}, {"applies/min_version", "1 0"}, {"applies/requires/0", "a b"}, {"applies/requires/0", "a>=1>=2"},
+			{"applies/requires/0", ">=1"}, {"applies/supersedes/0", "hello"}, {"install", drop{}}, {"install/argv", []any{}}, {"install/argv", drop{}},
+			{"install/argv/0", ""}, {"install/argv", "dpkg -i"}, {"install/argv/1", "a\x00b"}, {"install/argv/1", "{password}"},
+			{"install/argv/1", "{{file}{files}"}, {"install/argv/1", "{x}"}, {"install/argv/1", strings.Repeat("x", 8193)},
+			{"install/argv", slices.Repeat([]any{"x"}, 129)}, {"install/timeout", -1}, {"install/timeout", 86401}, {"install/timeout", 1.5},
+			{"install/exit/01", "success"}, {"install/exit/-0", "success"}, {"install/exit/7", "great"}, {"verify/argv/0", "{nothing}"},
+		},
+		"plan": {
+			{"format", 2}, {"ring", ".."}, {"ring", drop{}}, {"entries", map[string]any{}}, {"entries/0/patch", "rings/users/plan.json"}, {"entries/0/patch", drop{}},
+			{"entries/0/patch", "patches/p/1/any/../f"}, {"entries/0/patch", "patches/p/1/any/.f"}, {"entries/0/patch", "patches/p/1/any/f."},
+			{"entries/0/patch", "patches/p/1/any/ "}, {"entries/0/patch", "patches/p/1/any/f "}, {"entries/0/patch", "patches/p/1/any/f.blocks"},
+			{"entries/0/patch", `patches/p/1/any/a\b`}, {"entries/0/patch", "patches/p/1/any/a\tb"}, {"entries/0/patch", "patches/p/1/any/a\u0085b"},
+			{"entries/0/patch", "patches/p/1/any/a\u202eb"}, {"entries/0/patch", "patches/p/1/any/\u061c"}, {"entries/0/patch", "patches/p/1/any/" + strings.Repeat("x", 181)},
+			{"entries/0/patch", "patches/p/1/f"}, {"entries/0/sha256", "xyz"}, {"entries/0/sha256", strings.ToUpper(sumA)}, {"entries/0/sha256", sumA + "00"}, {"entries/0/sha256", drop{}},
+			{"entries/0/not_before", drop{}}, {"entries/0/not_before", "0001-01-01T00:00:00Z"}, {"entries/0/steps/0/percent", 101}, {"entries/0/steps/0/percent", -1},
+			{"entries/0/steps/0/percent", 0.001}, {"entries/0/steps/0/at", -1}, {"entries/0/steps/0/at", 316224001}, {"entries/0/steps/0/at", 1.5},
+			{"entries/0/windows/0/from", "24:00"}, {"entries/0/windows/0/to", "10:60"}, {"entries/0/windows/0/to", "10:5"}, {"entries/0/windows/0/from", drop{}},
+			{"entries/0/windows/0/days/0", "someday"}, {"entries/0/windows/0/days", slices.Repeat([]any{"mon"}, 8)}, {"entries/0/deadline", -5}, {"entries/0/grace", 316224001},
+			{"entries/0/paused", "yes"}, {"entries/0/paused_reason", strings.Repeat("x", 4097)}, {"entries/0/change", "../x"},
+			{"entries/0/windows", slices.Repeat([]any{map[string]any{"from": "01:00", "to": "02:00"}}, 33)},
+			{"minimum_safe/app", "1 0"}, {"minimum_safe/..", "1"}, {"lifts/0", ""}, {"lifts/0", "a/b"},
+		},
+		"halts": {
+			{"format", 0}, {"halts/0/id", ""}, {"halts/0/id", drop{}}, {"halts/0/sha256", drop{}}, {"halts/0/sha256", "*"}, {"halts/0/product", "app"}, {"halts/0/all", true},
+			{"halts/1/product", "a b"}, {"halts/1/sha256", sumA}, {"halts/2/all", false}, {"halts/2/product", "app"}, {"halts/0/since", drop{}}, {"halts/0/since", "0001-01-01T00:00:00Z"},
+			{"halts/0/reason", strings.Repeat("x", 4097)}, {"halts/0/by", 7},
+		},
+		"change": {
+			{"format", drop{}}, {"id", "../x"}, {"id", drop{}}, {"ring", drop{}}, {"ring", ""}, {"patches", drop{}}, {"patches", map[string]any{}}, {"patches/x", sumA},
+			{"patches", map[string]any{"patches/app/1/any/f": "y"}}, {"test_evidence/0/sha256", "y"}, {"test_evidence/0/sha256", drop{}}, {"planned_to", "soon"}, {"author", 1},
+		},
+	}
+	docs := written()
+	for kind, k := range kinds {
+		s := compile(t, kind)
+		check := func(m mutation, want bool) {
+			doc := mutate(t, docs[kind][0], m)
+			goErr, schemaErr := k.parse(doc), validate(t, s, doc)
+			if (goErr == nil) != want || (schemaErr == nil) != want {
+				t.Errorf("%s: %s = %.80q: Go says %v, the schema says %v; want valid: %t", kind, m.path, fmt.Sprint(m.value), goErr, schemaErr, want)
+			}
+		}
+		for _, m := range good[kind] {
+			check(m, true)
+		}
+		for _, m := range bad[kind] {
+			check(m, false)
+		}
+	}
+}
+
+// mutate returns the document with one thing changed.
+func mutate(t *testing.T, doc []byte, m mutation) []byte {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(doc, &v); err != nil {
+		t.Fatal(err)
+	}
+	return must(json.Marshal(set(t, v, strings.Split(m.path, "/"), m.value)))
+}
+
+func set(t *testing.T, v any, path []string, value any) any {
+	t.Helper()
+	if len(path) == 0 {
+		return value
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		if _, gone := value.(drop); gone && len(path) == 1 {
+			delete(v, path[0])
+			return v
+		}
+		v[path[0]] = set(t, v[path[0]], path[1:], value)
+		return v
+	case []any:
+		var i int
+		if _, err := fmt.Sscan(path[0], &i); err != nil || i >= len(v) {
+			t.Fatalf("%s: no such element", path[0])
+		}
+		v[i] = set(t, v[i], path[1:], value)
+		return v
+	}
+	t.Fatalf("%v: nothing to change in %T", path, v)
+	return nil
+}
+
+// TestFieldsAreTheSame compares each struct's json tags with its schema.
+func TestFieldsAreTheSame(t *testing.T) {
+	for kind, k := range kinds {
+		data, err := os.ReadFile(kind + ".schema.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc map[string]any
+		if err := json.Unmarshal(data, &doc); err != nil {
+			t.Fatal(err)
+		}
+		if doc["additionalProperties"] != true {
+			t.Errorf("%s: unknown fields are kept, and the schema forbids them", kind)
+		}
+		compare(t, kind, doc, doc, k.typ)
+	}
+}
+
+func compare(t *testing.T, where string, doc, node map[string]any, typ reflect.Type) {
+	t.Helper()
+	for {
+		ref, ok := node["$ref"].(string)
+		if !ok {
+			break
+		}
+		name := strings.TrimPrefix(ref, "#/$defs/")
+		if node, ok = doc["$defs"].(map[string]any)[name].(map[string]any); !ok {
+			t.Fatalf("%s: %s leads nowhere", where, ref)
+		}
+	}
+	plain := reflect.TypeFor[encoding.TextMarshaler]()
+	switch {
+	case typ.Kind() == reflect.Pointer:
+		compare(t, where, doc, node, typ.Elem())
+	case typ.Implements(plain): // a time: a string
+	case typ.Kind() == reflect.Slice:
+		items, ok := node["items"].(map[string]any)
+		if !ok {
+			t.Errorf("%s: a list in Go, and the schema has no items", where)
+			return
+		}
+		compare(t, where+"[]", doc, items, typ.Elem())
+	case typ.Kind() == reflect.Struct:
+		have := make(map[string]reflect.Type)
+		for i := range typ.NumField() {
+			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+			if name != "-" {
+				have[name] = typ.Field(i).Type
+			}
+		}
+		props, _ := node["properties"].(map[string]any)
+		inGo, inSchema := slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(props))
+		if !slices.Equal(inGo, inSchema) {
+			t.Errorf("%s: Go has %q, the schema %q", where, inGo, inSchema)
+			return
+		}
+		for name, field := range have {
+			compare(t, where+"."+name, doc, props[name].(map[string]any), field)
+		}
+	}
+}
