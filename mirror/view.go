@@ -17,15 +17,21 @@ import (
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
-// keepViews is how many views before the current one are still served, but for
-// their timestamp, so that a client in the middle of its walk can finish.
-const keepViews = 3
+// Views before the current one are still served, but for their timestamp, so
+// that a client in the middle of its walk can finish: keepViews of them, and
+// up to maxViews of those that were current within the last keepFor.
+const (
+	keepViews = 3
+	maxViews  = 32
+	keepFor   = time.Minute
+)
 
 // view is one consistent state of the repository, verified as a whole. It
 // never changes once it is shown.
 type view struct {
-	root, timestamp, snapshot int64 // versions
-	verified                  time.Time
+	root, timestamp, snapshot int64                // versions
+	verified                  time.Time            // when
+	begun                     time.Time            // when the first view of that root and snapshot was shown
 	docs                      map[string]*doc      // by name in the URL: "3.product-x.json", the role not encoded
 	objects                   map[string]*object   // by name in the store: "targets/…"
 	roles                     map[string]*roleDocs // targets and what it delegates to, however deep
@@ -212,15 +218,23 @@ func (s *shown) current() *view {
 // before in its timestamp only takes its place, so that the renewal of the
 // timestamp does not push out what clients need.
 func (s *shown) with(v *view) *shown {
+	v.begun = v.verified
 	next := &shown{views: []*view{v}}
 	if s == nil {
 		return next
 	}
 	old := s.views
 	if old[0].root == v.root && old[0].snapshot == v.snapshot {
+		v.begun = old[0].begun
 		old = old[1:]
 	}
-	next.views = append(next.views, old[:min(len(old), keepViews)]...)
+	for i, o := range old {
+		ended := next.views[i].begun
+		if i >= keepViews && v.verified.Sub(ended) > keepFor || i >= maxViews {
+			break
+		}
+		next.views = append(next.views, o)
+	}
 	return next
 }
 
