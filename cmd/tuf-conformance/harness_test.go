@@ -62,6 +62,8 @@ func start(t *testing.T) *world {
 
 func (w *world) run(wantExit int, env []string, args ...string) {
 	w.Helper()
+	w.repo.Requests() // hands the repository over to the server, and back
+	defer w.repo.Requests()
 	cmd := exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()

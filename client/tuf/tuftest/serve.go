@@ -33,10 +33,14 @@ func (r *Repo) ResetRequests() {
 	r.mu.Unlock()
 }
 
-func (r *Repo) logRequest(name string) {
+// answer logs a request and finds its answer. It holds the lock of the log, so
+// a test that calls Requests before and after it changes the Repo does not race
+// with a server's goroutines.
+func (r *Repo) answer(request, name string, find func(string) ([]byte, bool)) ([]byte, bool) {
 	r.mu.Lock()
-	r.requests = append(r.requests, name)
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	r.requests = append(r.requests, request)
+	return find(name)
 }
 
 // FetchMetadata makes a Repo a tuf.Fetcher.
@@ -44,8 +48,7 @@ func (r *Repo) FetchMetadata(ctx context.Context, name string, max int64) ([]byt
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	r.logRequest(name)
-	data, ok := r.file(name)
+	data, ok := r.answer(name, name, r.file)
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
@@ -89,11 +92,9 @@ func (r *Repo) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	var data []byte
 	var ok bool
 	if name, found := strings.CutPrefix(escaped, "/metadata/"); found {
-		r.logRequest(name)
-		data, ok = r.file(name)
+		data, ok = r.answer(name, name, r.file)
 	} else if name, found := strings.CutPrefix(escaped, "/targets/"); found {
-		r.logRequest("targets/" + name)
-		data, ok = r.artifact(name)
+		data, ok = r.answer("targets/"+name, name, r.artifact)
 	}
 	if !ok {
 		http.Error(w, "no such file", http.StatusNotFound)
