@@ -1,0 +1,137 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"github.com/patchkeep/patchkeep/client/fetch"
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+// Download brings a target to dest: see fetch.File. progress may be nil.
+func (c *Client) Download(ctx context.Context, targetPath, dest string, progress func(done, total int64)) (*tuf.Target, fetch.Result, error) {
+	t, err := c.Target(ctx, targetPath)
+	if err != nil {
+		return nil, fetch.Result{}, err
+	}
+	req := fetch.Request{
+		URLs: c.urls(t), Length: t.Length, Hashes: t.Hashes, Dest: dest, Progress: progress,
+	}
+	if !present(dest, t.Length) { // a block list does not help to check what is there
+		if req.Blocks, err = c.blocks(ctx, t); err != nil {
+			return nil, fetch.Result{}, err
+		}
+	}
+	res, err := c.fetch.File(ctx, req)
+	if err != nil {
+		return nil, res, err
+	}
+	return t, res, nil
+}
+
+func present(dest string, length int64) bool {
+	info, err := os.Stat(dest)
+	return err == nil && info.Size() == length
+}
+
+// blocks returns the target's block list, nil if it has none that can be used:
+// of the right length, and signed by the role that signed the target.
+// A download works without, so only the caller's own end is an error.
+func (c *Client) blocks(ctx context.Context, t *tuf.Target) ([]byte, error) {
+	want := layout.BlockListLen(t.Length)
+	if want == 0 || len(t.Path) > layout.MaxPathLen {
+		return nil, nil
+	}
+	list, err := c.Target(ctx, layout.BlocksPath(t.Path))
+	switch {
+	case err != nil:
+	case list.Role != t.Role:
+		err = fmt.Errorf("%w: signed by %s, the file by %s", tuf.ErrNotTrusted, list.Role, t.Role)
+	case list.Length != want:
+		err = fmt.Errorf("%w: %d bytes instead of %d", tuf.ErrNotTrusted, list.Length, want)
+	default:
+		var data []byte
+		if data, err = c.document(ctx, list); err == nil {
+			return data, nil
+		}
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return nil, cause
+	}
+	zerolog.Ctx(ctx).Debug().Str("target", t.Path).Err(err).Msg("download without a block list")
+	return nil, nil
+}
+
+// urls are the places of a target on the mirrors. With consistent snapshots its
+// hash is part of the name (TUF 1.0.34 §5.7.3); sha256 if there is one.
+func (c *Client) urls(t *tuf.Target) []string {
+	name := t.Path
+	if c.tuf.RootMetadata().Signed.ConsistentSnapshot {
+		sum := t.SHA256
+		if sum == "" {
+			sum = t.Hashes["sha512"]
+		}
+		dir, file := path.Split(name)
+		name = dir + sum + "." + file
+	}
+	parts := strings.Split(name, "/")
+	for i := range parts {
+		parts[i] = url.PathEscape(parts[i])
+	}
+	urls := make([]string, len(c.targets))
+	for i, base := range c.targets {
+		urls[i] = strings.TrimRight(base, "/") + "/" + strings.Join(parts, "/")
+	}
+	return urls
+}
+
+// ReadTarget reads a small target, at most max bytes. It is kept in Dir under
+// its hash, so that it is fetched once.
+func (c *Client) ReadTarget(ctx context.Context, targetPath string, max int64) ([]byte, *tuf.Target, error) {
+	t, err := c.Target(ctx, targetPath)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t.Length > max {
+		return nil, nil, fmt.Errorf("read target %s: %w: %d bytes, at most %d are allowed", targetPath, tuf.ErrTooLarge, t.Length, max)
+	}
+	data, err := c.document(ctx, t)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read target %s: %w", targetPath, err)
+	}
+	return data, t, nil
+}
+
+// document returns a target's bytes, from Dir or a mirror, verified.
+func (c *Client) document(ctx context.Context, t *tuf.Target) ([]byte, error) {
+	if t.Length == 0 {
+		return nil, fetch.Verify(nil, 0, t.Hashes)
+	}
+	name := t.SHA256
+	if !layout.IsSHA256(name) {
+		name = fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, t.Length, t.Hashes)))
+	}
+	if data, err := c.docs.get(name, t.Length); err == nil && fetch.Verify(data, t.Length, t.Hashes) == nil {
+		return data, nil
+	}
+	data, err := c.fetch.Document(ctx, c.urls(t), t.Length, t.Hashes)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.docs.put(name, data); err != nil {
+		if errors.Is(err, context.Canceled) {
+			return nil, err
+		}
+		zerolog.Ctx(ctx).Warn().Err(err).Msg("document not kept")
+	}
+	return data, nil
+}

@@ -1,0 +1,264 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+// Request is a file to fetch, as signed metadata describes it.
+type Request struct {
+	URLs   []string          // of the object, the best first
+	Length int64             // exact, in bytes
+	Hashes map[string]string // algorithm → lower hex, at least one of sha256 and sha512; all are checked
+	// Blocks is the verified block list: the SHA-256 of each layout.BlockSize
+	// bytes, one after the other. nil: there is none.
+	Blocks []byte
+	// Dest is where the file goes, in a directory that exists. The partial file
+	// and what is known of it lie beside it, as <Dest>.part and <Dest>.part.json.
+	Dest string
+	// Progress is told how much of the file is there, at most ten times a
+	// second and at the end, by one goroutine.
+	Progress func(done, total int64)
+}
+
+// Result says how a file came.
+type Result struct {
+	Bytes   int64         // read from the network, also what was thrown away
+	Resumed int64         // taken over from an earlier try
+	From    []string      // URLs that gave bytes of the file
+	Reused  bool          // Dest was right already
+	Elapsed time.Duration // in all
+}
+
+// File fetches a file: verified, synced to the disk, renamed into place, or an
+// error and Dest as it was. What an earlier try left is gone on with, after a
+// crash or a reboot too.
+func (f *Fetcher) File(ctx context.Context, r Request) (Result, error) {
+	start := time.Now()
+	d := &download{f: f, Request: r}
+	err := d.run(ctx)
+	d.res.Elapsed = time.Since(start)
+	if err != nil {
+		return d.res, fmt.Errorf("fetch file %s: %w", r.Dest, noSpace(err))
+	}
+	return d.res, nil
+}
+
+// download is one call of File.
+type download struct {
+	Request
+	f    *Fetcher
+	part *part
+	srcs *sources
+	res  Result
+
+	from   []*source // that gave bytes of this round
+	single bool      // one mirror gives the whole file: the mixture was wrong
+	told   time.Time // when Progress was called last
+}
+
+var (
+	errRestart  = errors.New("begin again")                           // this round cannot go on
+	errStale    = errors.New("the partial file has changed")          // begin again, and forget it
+	errMismatch = fmt.Errorf("the whole file is not: %w", ErrCorrupt) // replaced by what differs
+)
+
+func (d *download) run(ctx context.Context) error {
+	if d.Length < 0 {
+		return fmt.Errorf("%w: the signed length is negative", ErrCorrupt)
+	}
+	if _, err := newHashes(d.Hashes); err != nil {
+		return err
+	}
+	if d.Blocks != nil && int64(len(d.Blocks)) != layout.BlockCount(d.Length)*blockHashLen {
+		return fmt.Errorf("%w: a block list of %d bytes does not fit a file of %d", ErrCorrupt, len(d.Blocks), d.Length)
+	}
+	p, err := openPart(d.Dest)
+	if err != nil {
+		return err
+	}
+	d.part = p
+	defer p.close()
+	if ok, err := d.reuse(ctx); ok || err != nil {
+		return err
+	}
+	if err := p.open(); err != nil {
+		return err
+	}
+	if err := d.checkSpace(); err != nil {
+		return err
+	}
+	d.srcs = d.f.opt.sources(d.URLs)
+	return d.rounds(ctx)
+}
+
+// reuse reports whether Dest is the file already. Then nothing is fetched.
+func (d *download) reuse(ctx context.Context) (bool, error) {
+	info, err := d.part.dir.Lstat(d.part.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if info.IsDir() {
+		return false, errors.New("it is a directory")
+	}
+	if !info.Mode().IsRegular() || info.Size() != d.Length {
+		return false, nil
+	}
+	f, err := d.part.dir.Open(d.part.name)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	h, err := newHashes(d.Hashes)
+	if err != nil {
+		return false, err
+	}
+	if err := hashPrefix(ctx, f, d.Length, h); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return false, cause
+		}
+		return false, nil // cannot be read: fetch it
+	}
+	if h.check() != nil {
+		return false, nil
+	}
+	d.res.Reused = true
+	d.part.remove()
+	d.tell(d.Length, true)
+	return true, nil
+}
+
+// hashPrefix hashes the first n bytes.
+func hashPrefix(ctx context.Context, r io.ReaderAt, n int64, h *hashes) error {
+	buf := make([]byte, layout.BlockSize)
+	for off := int64(0); off < n; {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		b := buf[:min(int64(len(buf)), n-off)]
+		if m, err := r.ReadAt(b, off); m < len(b) {
+			return fmt.Errorf("read partial file: %w", err)
+		}
+		h.write(b)
+		off += int64(len(b))
+	}
+	return nil
+}
+
+// spareSpace is left free for the rest of the system.
+const spareSpace = 16 << 20
+
+func (d *download) checkSpace() error {
+	free, ok := freeSpace(d.part.dir.Name())
+	if !ok {
+		return nil // not known here; a write will tell
+	}
+	info, err := d.part.file.Stat()
+	if err != nil {
+		return err
+	}
+	need := max(0, d.Length-info.Size())
+	if need > 0 && (free < spareSpace || need > free-spareSpace) {
+		d.part.remove() // what lies there may be what fills the disk
+		return fmt.Errorf("%w: %d MiB needed, %d MiB free, of which %d stay free",
+			ErrNoSpace, (need>>20)+1, free>>20, spareSpace>>20)
+	}
+	return nil
+}
+
+// rounds tries until the file is there. A round goes through the file once; the
+// next one begins at 0 with what was learnt.
+func (d *download) rounds(ctx context.Context) error {
+	log := zerolog.Ctx(ctx)
+	for left := 2 + len(d.URLs)*(1+d.f.opt.Attempts); ; left-- {
+		d.from = nil
+		err := d.round(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errMismatch):
+			if werr := d.blame(err); werr != nil {
+				d.part.remove()
+				return werr
+			}
+		case errors.Is(err, errStale), errors.Is(err, errRestart):
+		case errors.Is(err, ErrCorrupt) && d.Blocks == nil, isNoSpace(err):
+			d.part.remove()
+			return err
+		default:
+			return err
+		}
+		if left == 0 {
+			d.part.remove()
+			return fmt.Errorf("%w: no mirror gives the whole file", tuf.ErrOffline)
+		}
+		log.Warn().Str("file", d.Dest).AnErr("why", err).Msg("download begins again")
+		if err := d.part.reset(); err != nil {
+			return err
+		}
+	}
+}
+
+// blame decides what follows from a whole file with wrong hashes: an error if
+// another round is pointless.
+func (d *download) blame(err error) error {
+	switch {
+	case d.res.Resumed > 0: // then it may have been the part on disk
+	case d.Blocks != nil:
+		return fmt.Errorf("%w; each block is as signed, so the block list and the hash contradict each other", err)
+	case len(d.from) == 1:
+		d.srcs.failed(d.from[0], err)
+	default:
+		d.single = true
+	}
+	return nil
+}
+
+// tell reports progress.
+func (d *download) tell(done int64, always bool) {
+	if d.Progress == nil {
+		return
+	}
+	if now := time.Now(); always || now.Sub(d.told) >= 100*time.Millisecond {
+		d.told = now
+		d.Progress(done, d.Length)
+	}
+}
+
+// finish gives the verified file its name.
+func (d *download) finish(h *hashes) error {
+	if err := h.check(); err != nil {
+		return errors.Join(errMismatch, err)
+	}
+	if err := d.part.publish(d.Length); err != nil {
+		return err
+	}
+	for _, src := range d.from {
+		d.res.From = append(d.res.From, redact(src.url))
+	}
+	d.tell(d.Length, true)
+	return nil
+}
+
+// noSpace makes the system's error for a full disk ours.
+func noSpace(err error) error {
+	if isNoSpace(err) && !errors.Is(err, ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+var _ io.ReaderAt = (*os.File)(nil)

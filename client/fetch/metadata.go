@@ -1,0 +1,225 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+// Metadata reads metadata files from several mirrors. It is a tuf.Fetcher and
+// safe for concurrent use.
+//
+// It stays with the mirror that answered last. Whether what a mirror says is
+// true is the TUF client's to find out; the caller then tells by Confirm or
+// Rotate.
+type Metadata struct {
+	f     *Fetcher
+	bases []string
+
+	mu      sync.Mutex // guards the rest
+	current int        // index of the mirror to ask first
+	last    Validated  // newest timestamp fetched, not verified
+	known   Validated  // newest timestamp that the TUF client verified
+}
+
+// Validated is the timestamp of one mirror with the ETag that stands for it.
+type Validated struct {
+	URL  string `json:"url"`
+	ETag string `json:"etag"`
+	Body []byte `json:"-"`
+}
+
+// Metadata reads from mirrors; each base is the URL of a metadata directory,
+// e.g. https://host/metadata, the best first.
+func (f *Fetcher) Metadata(bases ...string) *Metadata {
+	m := &Metadata{f: f}
+	for _, b := range bases {
+		m.bases = append(m.bases, strings.TrimRight(b, "/"))
+	}
+	return m
+}
+
+// Mirrors is how many mirrors there are.
+func (m *Metadata) Mirrors() int { return len(m.bases) }
+
+// Rotate goes over to the next mirror, because what the current one sent did
+// not verify.
+func (m *Metadata) Rotate() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.current = (m.current + 1) % max(1, len(m.bases))
+}
+
+// Confirm says that timestamp is verified. If these are the bytes that were
+// fetched last, their ETag is used from now on to ask whether there are newer
+// ones. (The ETag of anything else would let an attacker who was on the line
+// once keep a client on his bytes.)
+func (m *Metadata) Confirm(timestamp []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last.ETag != "" && bytes.Equal(m.last.Body, timestamp) {
+		m.known = m.last
+	}
+}
+
+// Known returns what Confirm settled, to be kept across runs.
+func (m *Metadata) Known() Validated {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.known
+}
+
+// SetKnown brings back what Known returned in an earlier run, with the verified
+// bytes as Body.
+func (m *Metadata) SetKnown(v Validated) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = v
+}
+
+// FetchMetadata implements tuf.Fetcher.
+func (m *Metadata) FetchMetadata(ctx context.Context, name string, max int64) ([]byte, error) {
+	m.mu.Lock()
+	first, known := m.current, m.known
+	m.mu.Unlock()
+
+	urls := make([]string, len(m.bases))
+	for i := range m.bases {
+		urls[i] = m.bases[(first+i)%len(m.bases)] + "/" + name
+	}
+	if name != layout.TimestampName {
+		known = Validated{}
+	}
+	// The first mirror's word counts for a root that is not there: asking all of
+	// them each time would cost every poll a request a mirror.
+	absentIsFinal := strings.HasSuffix(name, "."+layout.RoleRoot+".json")
+	got, err := m.f.document(ctx, urls, absentIsFinal, func(src *source) ([]byte, error) {
+		return m.f.get(ctx, src, max, known)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", name, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.current = (first + got.index) % len(m.bases)
+	if name == layout.TimestampName {
+		m.last = Validated{got.url, got.etag, got.body}
+	}
+	return got.body, nil
+}
+
+// Document reads a small file that signed metadata vouches for, whole. A
+// mirror that has something else is passed over.
+func (f *Fetcher) Document(ctx context.Context, urls []string, length int64, hashes map[string]string) ([]byte, error) {
+	got, err := f.document(ctx, urls, false, func(src *source) ([]byte, error) {
+		body, err := f.get(ctx, src, length, Validated{})
+		if errors.Is(err, tuf.ErrTooLarge) {
+			return nil, fmt.Errorf("%w: longer than the signed %d bytes", ErrCorrupt, length)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return body, Verify(body, length, hashes)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch document: %w", err)
+	}
+	return got.body, nil
+}
+
+// Verify checks bytes against what was signed.
+func Verify(body []byte, length int64, hashes map[string]string) error {
+	if int64(len(body)) != length {
+		return fmt.Errorf("%w: %d bytes instead of the signed %d", ErrCorrupt, len(body), length)
+	}
+	h, err := newHashes(hashes)
+	if err != nil {
+		return err
+	}
+	h.write(body)
+	return h.check()
+}
+
+type document struct {
+	body  []byte
+	url   string
+	etag  string
+	index int // which of the URLs
+}
+
+// document asks source after source until get succeeds.
+func (f *Fetcher) document(ctx context.Context, urls []string, absentIsFinal bool, get func(*source) ([]byte, error)) (document, error) {
+	srcs := f.opt.sources(urls)
+	for {
+		src, err := srcs.next(ctx)
+		if err != nil {
+			return document{}, err
+		}
+		body, err := get(src)
+		if err == nil {
+			return document{body, src.url, src.etag, indexOf(srcs, src)}, nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return document{}, cause
+		}
+		if absentIsFinal && errors.Is(err, fs.ErrNotExist) {
+			return document{}, err
+		}
+		srcs.failed(src, err)
+	}
+}
+
+func indexOf(s *sources, src *source) int {
+	for i := range s.list {
+		if s.list[i] == src {
+			return i
+		}
+	}
+	return 0
+}
+
+// get reads one small file, at most max bytes.
+func (f *Fetcher) get(ctx context.Context, src *source, max int64, known Validated) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, f.opt.DocumentTimeout,
+		fmt.Errorf("%w: not done within %s", tuf.ErrOffline, f.opt.DocumentTimeout))
+	defer cancel()
+	header := http.Header{}
+	header.Set("Cache-Control", "no-cache")
+	conditional := known.URL == src.url && known.ETag != "" && int64(len(known.Body)) <= max
+	if conditional {
+		header.Set("If-None-Match", known.ETag)
+	}
+	t, err := f.open(ctx, src.url, header)
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	if conditional && t.StatusCode == http.StatusNotModified {
+		src.etag = known.ETag
+		return known.Body, nil
+	}
+	if t.StatusCode != http.StatusOK {
+		return nil, statusError(t.Response)
+	}
+	src.etag = t.Header.Get("ETag")
+	if t.ContentLength > max {
+		return nil, fmt.Errorf("%w: %d bytes where at most %d are allowed", tuf.ErrTooLarge, t.ContentLength, max)
+	}
+	body, err := io.ReadAll(io.LimitReader(t, max+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(body)) > max {
+		return nil, fmt.Errorf("%w: more than %d bytes", tuf.ErrTooLarge, max)
+	}
+	return body, nil
+}

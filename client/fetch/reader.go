@@ -1,0 +1,287 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
+)
+
+const blockHashLen = sha256.Size
+
+// reader is the first stage of a round: the file's chunks in order, whichever
+// mirror they come from. With a block list each is verified here, so that the
+// one who sent it is known.
+type reader struct {
+	*download
+	free chan []byte
+	out  chan<- chunk
+
+	off  int64   // where the next chunk begins
+	buf  []byte  // the next chunk, as far as it has come; nil: no buffer yet
+	prev *source // that the bytes in buf came from
+}
+
+func (r *reader) run(ctx context.Context) error {
+	if err := r.fromDisk(ctx); err != nil {
+		return err
+	}
+	for r.off < r.Length {
+		src, err := r.srcs.next(ctx)
+		if err != nil {
+			return err
+		}
+		if src != r.prev && r.Blocks != nil {
+			r.buf = r.buf[:0] // a block of two mirrors could be blamed on neither
+		}
+		if r.single && r.pos() > 0 && !slices.Contains(r.from, src) {
+			r.srcs.prefer(src.url)
+			return errRestart
+		}
+		r.prev = src
+		err = r.transfer(ctx, src)
+		if err == nil {
+			continue
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if errors.Is(err, errRestart) {
+			r.srcs.prefer(src.url)
+			return err
+		}
+		zerolog.Ctx(ctx).Debug().Str("url", redact(src.url)).Int64("at", r.pos()).Err(err).Msg("transfer ended early")
+		r.srcs.failed(src, err)
+	}
+	return nil
+}
+
+// pos is the offset of the next byte wanted.
+func (r *reader) pos() int64 { return r.off + int64(len(r.buf)) }
+
+// size is the length of the chunk at off.
+func (r *reader) size() int { return int(min(layout.BlockSize, r.Length-r.off)) }
+
+// buffer makes sure that there is one.
+func (r *reader) buffer(ctx context.Context) error {
+	if r.buf != nil {
+		return nil
+	}
+	select {
+	case r.buf = <-r.free:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if r.buf == nil {
+		r.buf = make([]byte, 0, min(layout.BlockSize, r.Length))
+	}
+	return nil
+}
+
+// emit hands the whole chunk on.
+func (r *reader) emit(onDisk bool) {
+	r.out <- chunk{off: r.off, data: r.buf, onDisk: onDisk}
+	r.off += int64(len(r.buf))
+	r.buf = nil
+}
+
+// verify checks the whole chunk against the block list, if there is one.
+func (r *reader) verify() error {
+	if r.Blocks == nil {
+		return nil
+	}
+	i := r.off / layout.BlockSize
+	sum := sha256.Sum256(r.buf)
+	if want := r.Blocks[i*blockHashLen : (i+1)*blockHashLen]; !bytes.Equal(sum[:], want) {
+		return fmt.Errorf("%w: block %d is not as signed", ErrCorrupt, i)
+	}
+	return nil
+}
+
+// fromDisk takes the blocks that an earlier try wrote after its last
+// checkpoint. Only the block list can tell whether they reached the disk.
+func (r *reader) fromDisk(ctx context.Context) error {
+	if r.Blocks == nil {
+		return nil
+	}
+	for r.off < r.Length {
+		if err := r.buffer(ctx); err != nil {
+			return err
+		}
+		b := r.buf[:r.size()]
+		if n, _ := r.part.file.ReadAt(b, r.off); n < len(b) {
+			return nil
+		}
+		r.buf = b
+		if r.verify() != nil {
+			r.buf = r.buf[:0]
+			return nil
+		}
+		r.res.Resumed += int64(len(b))
+		r.emit(true)
+	}
+	return nil
+}
+
+// transfer asks one mirror for the rest of the file and reads as far as it
+// gets. nil: the file is complete, or the mirror ended a range early.
+func (r *reader) transfer(ctx context.Context, src *source) error {
+	header := http.Header{}
+	header.Set("Accept-Encoding", "identity")
+	if pos := r.pos(); pos > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", pos))
+		if src.etag != "" {
+			header.Set("If-Range", src.etag)
+		}
+	}
+	t, err := r.f.open(ctx, src.url, header)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	defer func() {
+		if t.useful() {
+			r.srcs.progressed(src)
+		}
+	}()
+	if err := r.accept(src, t); err != nil {
+		return err
+	}
+	return r.body(ctx, src, t)
+}
+
+// accept checks an answer's head and brings its body to the byte wanted.
+func (r *reader) accept(src *source, t *transfer) error {
+	if enc := t.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return fmt.Errorf("%w: answer with Content-Encoding %.20q, which was not asked for", ErrCorrupt, enc)
+	}
+	pos := r.pos()
+	switch t.StatusCode {
+	case http.StatusOK:
+		if n := t.ContentLength; n >= 0 && n != r.Length {
+			return fmt.Errorf("%w: the mirror has %d bytes instead of the signed %d", ErrCorrupt, n, r.Length)
+		}
+		src.etag = strongETag(t.Header)
+		if pos == 0 {
+			return nil
+		}
+		// No ranges there, or another object than before.
+		if r.Blocks == nil {
+			return errRestart
+		}
+		return r.skip(t, pos)
+	case http.StatusPartialContent:
+		if pos == 0 {
+			return fmt.Errorf("%w: a part where the whole was asked for", ErrCorrupt)
+		}
+		cr, err := parseContentRange(t.Header.Get("Content-Range"))
+		if err != nil {
+			return err
+		}
+		if cr.start != pos || cr.end >= r.Length || cr.total != r.Length {
+			return fmt.Errorf("%w: the mirror sent bytes %d-%d of %d, asked for %d-%d of %d",
+				ErrCorrupt, cr.start, cr.end, cr.total, pos, r.Length-1, r.Length)
+		}
+		if n := t.ContentLength; n >= 0 && n != cr.end-cr.start+1 {
+			return fmt.Errorf("%w: %d bytes for bytes %d-%d", ErrCorrupt, n, cr.start, cr.end)
+		}
+		src.etag = strongETag(t.Header)
+		return nil
+	case http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%w: the mirror's file is shorter than the signed %d bytes", ErrCorrupt, r.Length)
+	}
+	return statusError(t.Response)
+}
+
+// skip reads over the n bytes that are there already, verified by blocks.
+func (r *reader) skip(t *transfer, n int64) error {
+	if err := r.buffer(t.ctx); err != nil {
+		return err
+	}
+	waste := r.buf[len(r.buf):cap(r.buf)]
+	if len(waste) == 0 {
+		waste = make([]byte, 4<<10)
+	}
+	for n > 0 {
+		m, err := t.Read(waste[:min(int64(len(waste)), n)])
+		n -= int64(m)
+		r.res.Bytes += int64(m)
+		if err != nil && n > 0 {
+			return ended(err)
+		}
+	}
+	return nil
+}
+
+// body reads chunks until the file is complete or the transfer ends.
+func (r *reader) body(ctx context.Context, src *source, t *transfer) error {
+	for r.off < r.Length {
+		if err := r.buffer(ctx); err != nil {
+			return err
+		}
+		n, err := t.Read(r.buf[len(r.buf):r.size()])
+		r.buf = r.buf[:len(r.buf)+n]
+		r.res.Bytes += int64(n)
+		if n > 0 {
+			if !slices.Contains(r.from, src) {
+				r.from = append(r.from, src)
+			}
+			r.tell(r.pos(), false)
+		}
+		if len(r.buf) == r.size() {
+			if verr := r.whole(t, err); verr != nil {
+				r.buf = r.buf[:0]
+				return verr
+			}
+			r.emit(false)
+		}
+		if err != nil && r.off < r.Length {
+			return ended(err)
+		}
+	}
+	return nil
+}
+
+// whole looks at a complete chunk before it is handed on: is it as signed, and
+// if it is the last one, does the mirror want to go on?
+func (r *reader) whole(t *transfer, ended error) error {
+	if err := r.verify(); err != nil {
+		return err
+	}
+	if r.off+int64(len(r.buf)) == r.Length && ended == nil && t.ContentLength < 0 {
+		var more [1]byte
+		if n, _ := t.Read(more[:]); n > 0 {
+			return fmt.Errorf("%w: longer than the signed %d bytes", ErrCorrupt, r.Length)
+		}
+	}
+	return nil
+}
+
+// ended is the error of a body that is over too early.
+func ended(err error) error {
+	if err == io.EOF {
+		return fmt.Errorf("%w: the transfer was cut", tuf.ErrOffline)
+	}
+	return err
+}
+
+// strongETag returns the ETag if it stands for these very bytes.
+func strongETag(h http.Header) string {
+	if tag := h.Get("ETag"); len(tag) >= 2 && tag[0] == '"' && len(tag) <= 256 {
+		return tag
+	}
+	return ""
+}
+
+// discard reports whether an error makes what was read worthless.
+func discard(err error) bool { return errors.Is(err, errRestart) || errors.Is(err, errStale) }
