@@ -89,9 +89,6 @@ func writeKeyPair(dir, name string, private, public []byte) error {
 	}
 	keyPath := filepath.Join(dir, name+privateSuffix)
 	pubPath := publicPath(keyPath)
-	if _, err := os.Lstat(pubPath); err == nil {
-		return fmt.Errorf("%q: %w", pubPath, fs.ErrExist)
-	}
 	if err := createFile(keyPath, private, 0o600); err != nil {
 		return err
 	}

@@ -384,8 +384,10 @@ func (kr *Keyring) store(ctx context.Context, name string, priv crypto.PrivateKe
 		return KeyInfo{}, fmt.Errorf("%w: no directory of keys was given to write it to", ErrRef)
 	}
 	path := filepath.Join(kr.dir, name+privateSuffix)
-	if _, err := os.Lstat(path); err == nil { // before anybody types a password
-		return KeyInfo{}, fmt.Errorf("%q: %w", path, fs.ErrExist)
+	for _, p := range []string{path, publicPath(path)} { // before anybody types a password
+		if _, err := os.Lstat(p); err == nil {
+			return KeyInfo{}, fmt.Errorf("%q: %w", p, fs.ErrExist)
+		}
 	}
 	key, err := newKey(priv)
 	if err != nil {

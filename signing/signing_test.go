@@ -65,7 +65,7 @@ func TestExampleKeys(t *testing.T) {
 	_, err = open(t, opts, renamed).Signer(t.Context(), some.ID)
 	wantErr(t, err, signing.ErrExampleKey)
 
-	if signing.IsExample(create(t, t.TempDir(), "own", signing.Ed25519).ID) {
+	if signing.IsExample(plant(t, t.TempDir(), "own", password, signing.Ed25519).ID) {
 		t.Error("a fresh key is taken for an example")
 	}
 }
