@@ -212,12 +212,13 @@ func TestProgressIsQuietWithoutTerminal(t *testing.T) {
 	}
 	bar.Add(40)
 	bar.Set(100)
-	if err := bar.Close(); err != nil || errOut.Len() != 0 {
-		t.Errorf("%q, %v", errOut.String(), err)
+	bar.Close()
+	if errOut.Len() != 0 {
+		t.Errorf("shown: %q", errOut.String())
 	}
 	var none *cli.Bar
 	none.Add(1)
-	_ = none.Close()
+	none.Close()
 }
 
 func TestForPeople(t *testing.T) {

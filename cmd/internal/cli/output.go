@@ -78,10 +78,9 @@ func (b *Bar) Set(n int64) {
 }
 
 // Close takes the bar off the screen, whether the work is done or not.
-func (b *Bar) Close() error {
+func (b *Bar) Close() {
 	if b != nil && b.bar != nil {
 		_ = b.bar.Finish()
 		_ = b.bar.Clear()
 	}
-	return nil
 }
