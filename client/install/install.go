@@ -157,6 +157,11 @@ func CanDetect(p *patch.Patch) bool {
 	return p.Detect != nil || p.Kind == patch.KindDeb && p.Install == nil || p.Install == nil && versioned(p.Kind)
 }
 
+// CanRollBack reports whether Rollback has a way.
+func CanRollBack(p *patch.Patch) bool {
+	return p.Rollback != nil || p.Install == nil && versioned(p.Kind)
+}
+
 // versionPattern is what a version that a program prints may look like.
 var versionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:_+~-]{0,127}$`)
 

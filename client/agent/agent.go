@@ -1,0 +1,243 @@
+// Package agent decides and does what patches a machine gets: it checks with
+// the repository, asks rollout.Decide, installs by package install, verifies,
+// rolls back, and remembers.
+//
+// A patch is installed only when all of this holds: the product's role vouches
+// for the bytes; the plan of the machine's own ring, pinned at enrolment,
+// approves that path with that SHA-256; nobody has stopped it, now or ever
+// before; the rollout says that this machine's time has come; it applies here;
+// and the metadata was refreshed a moment ago. No server decides any of it.
+//
+// Each step is written down and synced before it is taken:
+//
+//	offered → fetched → verified → installing → checking → committed
+//	                                   │            └→ rolling-back → rolled-back | failed
+//	                                   └→ reboot-pending | retry-later | not-applicable | failed
+//
+// so that the next run, after a crash or a power cut at any moment, finishes
+// the job or undoes it. Nothing is started a second time without knowing what
+// the first came to.
+//
+// The state directory, mode 0700:
+//
+//	agent.json      the enrolment        root.json     the pinned root
+//	metadata/       trusted metadata     downloads/    files on their way
+//	patches/        one journal a patch  history.json  what came of them
+//	halts.json      every halt ever seen seen.json     when patches were first seen
+//	installed.json  what was installed   report.json   the last check
+//	install/        logs of installers   agent.lock
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/patchkeep/patchkeep/client"
+	"github.com/patchkeep/patchkeep/client/fetch"
+	"github.com/patchkeep/patchkeep/client/install"
+	"github.com/patchkeep/patchkeep/client/tuf"
+)
+
+// What errors of this package wrap, besides those of client/tuf and
+// client/install.
+var (
+	ErrNotEnrolled = errors.New("this machine is not enrolled")
+	ErrEnrolled    = errors.New("this machine is enrolled already")
+	ErrUnknownRing = errors.New("the repository knows no such ring")
+	ErrBusy        = errors.New("another patchkeep-agent is at work")
+	ErrFailed      = errors.New("not installed")
+	ErrPartial     = errors.New("some patches were installed, others were not")
+)
+
+// Options of an agent. Only Dir is needed.
+type Options struct {
+	Dir string // state directory
+
+	// System and InstallRoot override the enrolment.
+	System, InstallRoot string
+
+	HTTP      *http.Client // nil: package client's
+	UserAgent string
+	Now       func() time.Time              // nil: time.Now; its location is the machine's
+	BootID    func() (string, error)        // names the time since the last boot; nil: asks the system
+	Progress  func(step string, p Progress) // nil: none
+}
+
+// Progress is told while a file is downloaded.
+type Progress struct {
+	Patch       string
+	Done, Total int64
+}
+
+// Agent works on one state directory.
+type Agent struct {
+	opts   Options
+	config *Config
+	root   []byte
+}
+
+// Open reads the enrolment. ErrNotEnrolled if there is none.
+func Open(opts Options) (*Agent, error) {
+	dir, err := filepath.Abs(opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	opts.Dir = dir
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.BootID == nil {
+		opts.BootID = bootID
+	}
+	a := &Agent{opts: opts}
+	if a.config, err = readConfig(dir); err != nil {
+		return nil, err
+	}
+	if a.root, err = readFile(a.path(rootFile), maxRoot); err != nil {
+		return nil, fmt.Errorf("read pinned root: %w", err)
+	}
+	if opts.System != "" {
+		a.config.System = opts.System
+	}
+	if opts.InstallRoot != "" {
+		a.config.InstallRoot = opts.InstallRoot
+	}
+	return a, nil
+}
+
+// Config returns the enrolment.
+func (a *Agent) Config() Config { return *a.config }
+
+func (a *Agent) path(parts ...string) string {
+	return filepath.Join(append([]string{a.opts.Dir}, parts...)...)
+}
+
+// Download fetches and verifies any target file that the repository signs.
+// It asks neither ring nor halts: the file is for looking at.
+func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Target, fetch.Result, error) {
+	s, err := a.begin()
+	if err != nil {
+		return nil, fetch.Result{}, err
+	}
+	defer s.end()
+	if err := s.client.Refresh(ctx); err != nil {
+		return nil, fetch.Result{}, fmt.Errorf("refresh metadata: %w", err)
+	}
+	t, res, err := s.client.Download(ctx, targetPath, out, a.progress("download", targetPath))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, res, fmt.Errorf("%s: the repository has no such target: %w", targetPath, err)
+	}
+	return t, res, err
+}
+
+func (a *Agent) progress(step, patch string) func(done, total int64) {
+	if a.opts.Progress == nil {
+		return nil
+	}
+	return func(done, total int64) { a.opts.Progress(step, Progress{patch, done, total}) }
+}
+
+// session is one piece of work, alone on the state directory.
+type session struct {
+	*Agent
+	client    *client.Client
+	lock      *flock.Flock
+	installer *install.Installer
+	journal   *journal
+}
+
+// begin takes the lock. ErrBusy if another agent has it.
+func (a *Agent) begin() (*session, error) {
+	if err := install.PrivateDir(a.opts.Dir); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	lock := flock.New(a.path("agent.lock"), flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	if !ok {
+		return nil, fmt.Errorf("%w on %s", ErrBusy, a.opts.Dir)
+	}
+	s := &session{Agent: a, lock: lock, installer: a.installer(), journal: &journal{dir: a.path("patches"), now: a.opts.Now}}
+	s.client, err = client.Open(client.Config{
+		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers,
+		HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open trusted state: %w", err), lock.Unlock())
+	}
+	return s, nil
+}
+
+func (s *session) end() {
+	_ = s.client.Close()
+	_ = s.lock.Unlock()
+}
+
+func (a *Agent) installer() *install.Installer {
+	root := a.config.InstallRoot
+	if a.config.System != "" {
+		root = filepath.Join(a.config.System, root)
+	}
+	return &install.Installer{Root: root, Dir: a.path("install"), System: a.config.System}
+}
+
+// platform of this machine, as patches name it.
+const (
+	thisOS   = runtime.GOOS
+	thisArch = runtime.GOARCH
+)
+
+// DefaultDir is the state directory when none is named: of the system for
+// root, else of the user.
+func DefaultDir() string {
+	if dir := systemDir(); dir != "" {
+		return dir
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "patchkeep")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = os.TempDir()
+	}
+	return filepath.Join(home, ".local", "state", "patchkeep")
+}
+
+// DefaultInstallRoot is where archives and files go when nothing else is said.
+func DefaultInstallRoot() string {
+	if systemDir() != "" {
+		if runtime.GOOS == "windows" {
+			return filepath.Join(os.Getenv("ProgramFiles"), "Patchkeep")
+		}
+		return "/opt/patchkeep"
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "patchkeep")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = os.TempDir()
+	}
+	return filepath.Join(home, ".local", "share", "patchkeep")
+}
+
+func systemDir() string {
+	switch {
+	case runtime.GOOS == "windows":
+		return filepath.Join(os.Getenv("ProgramData"), "Patchkeep")
+	case os.Geteuid() == 0:
+		return "/var/lib/patchkeep"
+	}
+	return ""
+}

@@ -1,0 +1,406 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/patchkeep/patchkeep/client/install"
+	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
+	"github.com/patchkeep/patchkeep/repo/patch"
+)
+
+// ApplyOptions say what of the offered patches to install.
+type ApplyOptions struct {
+	Only   string // "<product>" or "<product>@<version>"; "": all
+	DryRun bool   // download and install nothing
+	Retry  bool   // also what failed too often or does not apply by its installer's word
+}
+
+func (o *ApplyOptions) wants(product, version string) bool {
+	return o.Only == "" || o.Only == product || o.Only == product+"@"+version
+}
+
+// Applied is what came of one patch.
+type Applied struct {
+	Path     string `json:"path"`
+	Product  string `json:"product"`
+	Version  string `json:"version"`
+	Previous string `json:"previous,omitempty"`
+	Step     Step   `json:"step"` // where it ended, or where it stands
+	Attempt  int    `json:"attempt,omitempty"`
+	Why      string `json:"why,omitempty"`
+	Log      string `json:"log,omitempty"`
+	Resumed  bool   `json:"resumed,omitempty"` // begun by an earlier run that was cut off, or before a reboot
+
+	err error
+}
+
+// ID is "<product> <version>".
+func (d *Applied) ID() string { return d.Product + " " + d.Version }
+
+// Result of Apply.
+type Result struct {
+	DryRun bool      `json:"dry_run,omitempty"`
+	Report *Report   `json:"report,omitempty"` // the last check
+	Done   []Applied `json:"done"`
+}
+
+// Apply finishes what an earlier run began, checks, and installs each offered
+// patch, one after another; after each it checks anew. A patch that fails does
+// not hold up the others.
+//
+// The error is nil if nothing failed. It wraps ErrPartial if some patches were
+// installed and something failed, else what stood in the way: tuf.ErrExpired,
+// tuf.ErrOffline, tuf.ErrNotTrusted, ErrFailed and so on. The result is valid
+// in any case.
+//
+// Cancelling ctx stops downloads at once and installers never: one that runs
+// is waited for.
+func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
+	res := &Result{DryRun: o.DryRun, Done: []Applied{}}
+	s, err := a.begin()
+	if err != nil {
+		return res, err
+	}
+	defer s.end()
+	if !o.DryRun {
+		if err := s.resume(ctx, res); err != nil {
+			return res, res.verdict(err)
+		}
+		if o.Retry {
+			if err := s.forgive(&o); err != nil {
+				return res, res.verdict(err)
+			}
+		}
+	}
+	tried := make(map[string]bool)
+	for {
+		rep, err := s.check(ctx)
+		if rep != nil {
+			res.Report = rep
+		}
+		if err != nil {
+			return res, res.verdict(err)
+		}
+		next := rep.next(&o, tried)
+		if o.DryRun {
+			return res, nil
+		}
+		if next == nil {
+			return res, res.verdict(s.removeStale(rep))
+		}
+		tried[next.SHA256] = true
+		done := s.apply(ctx, next)
+		if ctx.Err() != nil && done.err != nil {
+			return res, res.verdict(context.Cause(ctx))
+		}
+		res.Done = append(res.Done, done)
+	}
+}
+
+func (r *Report) next(o *ApplyOptions, tried map[string]bool) *Item {
+	for _, it := range r.In(StateOffered) {
+		if o.wants(it.Product, it.Version) && !tried[it.SHA256] {
+			return it
+		}
+	}
+	return nil
+}
+
+// verdict sums up a run; err is what ended it.
+func (r *Result) verdict(err error) error {
+	good := make(map[string]bool)
+	for i := range r.Done {
+		if d := &r.Done[i]; d.err == nil && (d.Step == StepCommitted || d.Step == StepRebootPending) {
+			good[d.Path] = true
+		}
+	}
+	for i := range r.Done {
+		// What failed first and then went well, as after a crash, went well.
+		if d := &r.Done[i]; d.err != nil && !good[d.Path] {
+			err = errors.Join(err, d.err)
+		}
+	}
+	if err != nil && len(good) > 0 && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%w: %w", ErrPartial, err)
+	}
+	return err
+}
+
+// forgive lets patches be tried again.
+func (s *session) forgive(o *ApplyOptions) error {
+	records, err := s.journal.all()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if r.final() && r.Step != StepCommitted && o.wants(r.Patch.Product, r.Patch.Version) {
+			if err := s.journal.remove(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// attempt is one patch on its way.
+type attempt struct {
+	*session
+	rec     *Record
+	resumed bool
+	out     install.Outcome // of the last program
+}
+
+// apply takes an offered patch as far as it gets.
+func (s *session) apply(ctx context.Context, it *Item) Applied {
+	rec, err := s.journal.load(it.SHA256)
+	if err == nil && (rec == nil || rec.Path != it.Path || rec.Step == StepCommitted) {
+		rec = &Record{Path: it.Path, SHA256: it.SHA256}
+	}
+	if err != nil {
+		return Applied{Path: it.Path, Product: it.Product, Version: it.Version, Step: StepOffered, Why: err.Error(), err: err}
+	}
+	rec.Length, rec.Patch, rec.Previous = it.Length, it.patch, it.Installed
+	at := &attempt{session: s, rec: rec}
+	return at.applied(at.run(ctx, it))
+}
+
+// applied turns the end of an attempt into words, for the caller and for the
+// history.
+func (at *attempt) applied(err error) Applied {
+	r := at.rec
+	d := Applied{
+		Path: r.Path, Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
+		Step: r.Step, Attempt: r.Attempts, Why: r.Why, Log: at.out.Log, Resumed: at.resumed,
+	}
+	if err != nil {
+		d.Why = err.Error()
+		d.err = fmt.Errorf("%s: %w", d.ID(), err)
+	}
+	return d
+}
+
+func (at *attempt) run(ctx context.Context, it *Item) error {
+	rec := at.rec
+	log := zerolog.Ctx(ctx).With().Str("patch", it.ID()).Logger()
+	if err := at.journal.save(rec, StepOffered, ""); err != nil {
+		return err
+	}
+	path, err := at.fetch(ctx, it)
+	if err != nil {
+		return fmt.Errorf("download: %w", err)
+	}
+	if err := at.journal.save(rec, StepFetched, ""); err != nil {
+		return err
+	}
+	file, err := install.Open(path, rec.Length, rec.SHA256)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := at.journal.save(rec, StepVerified, ""); err != nil {
+		return err
+	}
+	// The download may have taken hours. Whatever was decided before it is
+	// asked again, of metadata fetched now.
+	rep, err := at.check(ctx)
+	if err != nil {
+		return err
+	}
+	again := rep.item(it.Path, it.SHA256)
+	if again == nil || again.State != StateOffered {
+		why := "the ring's plan does not hold it any more"
+		if again != nil {
+			why = string(again.State) + ": " + again.Why
+		}
+		log.Info().Str("why", why).Msg("not installed after all")
+		return at.journal.save(rec, StepVerified, "not installed after all; "+why)
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	rec.Patch, rec.Previous = again.patch, again.Installed
+	log.Info().Str("previous", rec.Previous).Msg("install")
+	return at.install(context.WithoutCancel(ctx), file, path)
+}
+
+// downloads/<sha256, shortened>/<file>: an installer wants the file's name.
+func (s *session) filePath(rec *Record) string {
+	_, _, _, file, _ := layout.SplitPatchPath(rec.Path)
+	return s.path("downloads", rec.SHA256[:16], file)
+}
+
+func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
+	path := at.filePath(at.rec)
+	if err := install.PrivateDir(filepath.Dir(path)); err != nil {
+		return "", err
+	}
+	t, _, err := at.client.Download(ctx, it.Path, path, at.progress("download", it.ID()))
+	if err != nil {
+		return "", err
+	}
+	if t.SHA256 != it.SHA256 {
+		return "", fmt.Errorf("%w: the product's role signed other content meanwhile", tuf.ErrNotTrusted)
+	}
+	return path, nil
+}
+
+// install runs the installer. From here on nothing is left half done: each
+// step is on disk before it is taken.
+func (at *attempt) install(ctx context.Context, file *os.File, path string) error {
+	rec := at.rec
+	job := at.job()
+	job.File, job.Path = file, path
+	known, err := at.installer.Inspect(ctx, job)
+	if err != nil {
+		return err
+	}
+	rec.Known = known
+	if rec.Boot, err = at.opts.BootID(); err != nil {
+		zerolog.Ctx(ctx).Debug().Err(err).Msg("name this boot")
+	}
+	lock, _, err := lockRun(at.runLock(), true)
+	if err != nil {
+		return fmt.Errorf("lock installer: %w", err)
+	}
+	if lock != nil {
+		defer lock.Close()
+	}
+	job.Lock = lock
+	rec.Attempts++
+	if err := at.journal.save(rec, StepInstalling, ""); err != nil {
+		return err
+	}
+	at.out, err = at.installer.Run(ctx, job)
+	atStep("installed")
+	if err != nil { // nothing was started
+		return at.end(StepFailed, err.Error(), err)
+	}
+	switch at.out.Result {
+	case patch.Success:
+		return at.verify(ctx)
+	case patch.Reboot, patch.RebootStarted:
+		return at.end(StepRebootPending, "the machine must be rebooted", nil)
+	case patch.Retry:
+		rec.Attempts--
+		return at.end(StepRetryLater, "the installer is busy: "+at.out.Why, nil)
+	case patch.NotApplicable:
+		return at.end(StepNotApplicable, fmt.Sprintf("exit %d", at.out.Exit), nil)
+	}
+	if rec.Patch.Rollback != nil {
+		return at.rollBack(ctx, "the installer failed: "+at.out.Why)
+	}
+	return at.end(StepFailed, "the installer failed: "+at.out.Why, ErrFailed)
+}
+
+func (at *attempt) job() install.Job {
+	r := at.rec
+	return install.Job{Patch: r.Patch, Path: at.filePath(r), Length: r.Length, SHA256: r.SHA256, Previous: r.Previous}
+}
+
+func (s *session) runLock() string { return s.path("installing.lock") }
+
+// verify asks the verify recipe, and commits or rolls back.
+func (at *attempt) verify(ctx context.Context) error {
+	if err := at.journal.save(at.rec, StepChecking, ""); err != nil {
+		return err
+	}
+	v, err := at.installer.Verify(ctx, at.job())
+	switch {
+	case err != nil:
+		return at.rollBack(ctx, "it cannot be verified: "+err.Error())
+	case v != nil && v.Result != patch.Success:
+		at.out = *v
+		return at.rollBack(ctx, "the verify recipe says no: "+v.Why)
+	}
+	return at.commit()
+}
+
+func (at *attempt) commit() error {
+	if err := at.noteInstalled(at.rec.Patch.Product, at.rec.Known); err != nil {
+		return err
+	}
+	if err := at.end(StepCommitted, "", nil); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(filepath.Dir(at.filePath(at.rec))), at.journal.prune())
+}
+
+// rollBack undoes an installation that is not good, if there is a way.
+func (at *attempt) rollBack(ctx context.Context, why string) error {
+	if err := at.journal.save(at.rec, StepRollingBack, why); err != nil {
+		return err
+	}
+	r, err := at.installer.Rollback(ctx, at.job())
+	switch {
+	case err != nil:
+		return at.end(StepFailed, fmt.Sprintf("%s; and it could not be rolled back: %v", why, err), ErrFailed)
+	case r == nil:
+		return at.end(StepFailed, why+"; and the patch has no way to roll back", ErrFailed)
+	case r.Result != patch.Success:
+		at.out = *r
+		return at.end(StepFailed, fmt.Sprintf("%s; and the rollback recipe failed: %s", why, r.Why), ErrFailed)
+	}
+	return at.end(StepRolledBack, why, ErrFailed)
+}
+
+// end writes down how the attempt ended: first for people, then in the
+// journal, which says that it did. It returns err with the reason.
+func (at *attempt) end(step Step, why string, err error) error {
+	r := at.rec
+	e := Event{
+		ID:   fmt.Sprintf("%.12s-%d-%d-%s", r.SHA256, r.Attempts, r.Updated.Unix(), step),
+		Time: at.opts.Now().UTC().Truncate(time.Second), Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
+		Path: r.Path, SHA256: r.SHA256, Step: step, Attempt: r.Attempts, Exit: at.out.Exit, Why: why,
+		Output: at.out.Output, Log: at.out.Log, Took: at.out.Took,
+	}
+	if err := at.record(e); err != nil {
+		return fmt.Errorf("write history: %w", err)
+	}
+	if err := at.journal.save(r, step, why); err != nil {
+		return err
+	}
+	if errors.Is(err, ErrFailed) {
+		return fmt.Errorf("%w: %s", ErrFailed, why)
+	}
+	return err
+}
+
+// removeStale removes files that were downloaded for patches which are not in
+// the plan any more, unless they are under way.
+func (s *session) removeStale(rep *Report) error {
+	entries, err := os.ReadDir(s.path("downloads"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	keep := make(map[string]bool)
+	for i := range rep.Patches {
+		keep[rep.Patches[i].SHA256[:16]] = true
+	}
+	records, err := s.journal.all()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		keep[r.SHA256[:16]] = keep[r.SHA256[:16]] || !r.final()
+	}
+	for _, e := range entries {
+		if len(e.Name()) == 16 && !keep[e.Name()] {
+			if err := os.RemoveAll(s.path("downloads", e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
