@@ -292,12 +292,6 @@ func (s *Store) Probe(ctx context.Context) error {
 func (s *Store) probe(ctx context.Context) error {
 	small := store.ReservedDir + "/probe-" + randomName()
 	large := small + "-parts"
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-		defer cancel()
-		s.remove(ctx, small)
-		s.remove(ctx, large)
-	}()
 	body, other := []byte("probe"), []byte("other")
 	put := func(data []byte, etag string) (store.Info, error) {
 		return s.put(ctx, small, data, etag, store.Options{})
@@ -307,6 +301,15 @@ func (s *Store) probe(ctx context.Context) error {
 		return err
 	}
 	first, err := put(body, "")
+	if errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrDenied) {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		s.remove(ctx, small)
+		s.remove(ctx, large)
+	}()
 	if err != nil {
 		return err
 	}

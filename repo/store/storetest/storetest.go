@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ func Run(t *testing.T, newStore func(t *testing.T) store.Store) {
 		{"cancelled", testCancelled},
 		{"delete", testDelete},
 		{"large", testLarge},
+		{"memory", testMemory},
 		{"stage", testStage},
 		{"probe", testProbe},
 		{"string", testString},
@@ -579,6 +581,32 @@ func testLarge(t *testing.T, s store.Store) {
 	})
 	if won != 1 {
 		t.Errorf("%d writers of one large object have won", won)
+	}
+}
+
+// testMemory: what lives on the heap in the middle of an upload does not
+// depend on the size of the object.
+func testMemory(t *testing.T, s store.Store) {
+	const size, step, most = 64 << 20, 16 << 20, 24 << 20
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for name, n := range map[string]int64{"known": size, "unknown": -1} {
+		before := heap()
+		var readers []io.Reader
+		for range size / step {
+			readers = append(readers, zeros(step), callReader(func() {
+				if grown := heap() - before; grown > most {
+					t.Errorf("%s: the heap has grown by %d MiB", name, grown>>20)
+				}
+			}))
+		}
+		if _, err := s.Create(t.Context(), name, io.MultiReader(readers...), n, store.Options{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
