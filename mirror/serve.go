@@ -21,6 +21,10 @@ import (
 // §14.2 allows.
 const maxRanges = 16
 
+// bodyTimeout is how long the body of a request, which means nothing to us,
+// may take before the connection is closed.
+const bodyTimeout = 5 * time.Second
+
 // Handler serves everything on one address.
 func (m *Mirror) Handler() http.Handler { return m.router }
 
@@ -53,6 +57,10 @@ func (m *Mirror) frame(routes ...func(*mux.Router)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		pw := &responseWriter{ResponseWriter: w, control: http.NewResponseController(w), minRate: m.cfg.MinRate, route: "other"}
 		pw.extend(0)
+		if req.Body != nil && req.Body != http.NoBody { // nobody needs it, and it may drip for ever
+			_ = pw.control.SetReadDeadline(time.Now().Add(bodyTimeout))
+			pw.Header().Set("Connection", "close")
+		}
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
 			pw.Header().Set("Allow", "GET, HEAD")
 			fail(pw, http.StatusMethodNotAllowed)
