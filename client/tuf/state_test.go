@@ -59,22 +59,23 @@ func TestStateIsRepaired(t *testing.T) {
 
 	names := []string{"timestamp.json", "snapshot.json", "targets.json", "A.json"}
 	for _, root := range []string{before["root.json"], after["root.json"]} {
-		for mix := range 1 << (2 * len(names)) {
+		for mix := range 3 * 3 * 3 * 3 {
 			files := map[string]string{"root.json": root, ".new-123": "half a f"}
-			for i, name := range names {
-				switch mix >> (2 * i) & 3 {
-				case 0:
+			for i, rest := 0, mix; i < len(names); i, rest = i+1, rest/3 {
+				name := names[i]
+				switch {
+				case rest%3 == 0:
 					files[name] = before[name]
-				case 1:
+				case rest%3 == 1:
 					files[name] = after[name]
-				case 2:
+				case mix%2 == 0: // else it is missing
 					files[name] = after[name][:len(after[name])/2]
 				}
 			}
 			// Repair in memory is the same code without the disk's time.
 			c := open(t, tuf.Config{Dir: writeFiles(t, files), Fetcher: repo, ReadOnly: mix%23 != 0})
 			if err := look(c); err != nil {
-				t.Fatalf("root %d bytes, mixture %b: %v", len(root), mix, err)
+				t.Fatalf("root %d bytes, mixture %d: %v", len(root), mix, err)
 			}
 			wantVersions(t, c, "A 2, root 2, snapshot 3, targets 3, timestamp 3")
 			c.Close()
