@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -64,8 +63,8 @@ func (c *Client) blocks(ctx context.Context, t *tuf.Target) ([]byte, error) {
 			return data, nil
 		}
 	}
-	if cause := context.Cause(ctx); cause != nil {
-		return nil, cause
+	if ctx.Err() != nil {
+		return nil, err
 	}
 	zerolog.Ctx(ctx).Debug().Str("target", t.Path).Err(err).Msg("download without a block list")
 	return nil, nil
@@ -128,9 +127,6 @@ func (c *Client) document(ctx context.Context, t *tuf.Target) ([]byte, error) {
 		return nil, err
 	}
 	if err := c.docs.put(name, data); err != nil {
-		if errors.Is(err, context.Canceled) {
-			return nil, err
-		}
 		zerolog.Ctx(ctx).Warn().Err(err).Msg("document not kept")
 	}
 	return data, nil

@@ -127,7 +127,7 @@ func (d *download) reuse(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if err := hashPrefix(ctx, f, d.Length, h); err != nil {
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := over(ctx); cause != nil {
 			return false, cause
 		}
 		return false, nil // cannot be read: fetch it
@@ -145,7 +145,7 @@ func (d *download) reuse(ctx context.Context) (bool, error) {
 func hashPrefix(ctx context.Context, r io.ReaderAt, n int64, h *hashes) error {
 	buf := make([]byte, layout.BlockSize)
 	for off := int64(0); off < n; {
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := over(ctx); cause != nil {
 			return cause
 		}
 		b := buf[:min(int64(len(buf)), n-off)]

@@ -168,7 +168,7 @@ func (f *Fetcher) document(ctx context.Context, urls []string, absentIsFinal boo
 		if err == nil {
 			return document{body, src.url, src.etag, indexOf(srcs, src)}, nil
 		}
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := over(ctx); cause != nil {
 			return document{}, cause
 		}
 		if absentIsFinal && errors.Is(err, fs.ErrNotExist) {

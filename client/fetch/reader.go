@@ -53,7 +53,7 @@ func (r *reader) run(ctx context.Context) error {
 		if err == nil {
 			continue
 		}
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := over(ctx); cause != nil {
 			return cause
 		}
 		if errors.Is(err, errRestart) {
@@ -80,7 +80,7 @@ func (r *reader) buffer(ctx context.Context) error {
 	select {
 	case r.buf = <-r.free:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return over(ctx)
 	}
 	if r.buf == nil {
 		r.buf = make([]byte, 0, min(layout.BlockSize, r.Length))

@@ -126,7 +126,7 @@ func (d *download) audit(ctx context.Context, n int64, want map[string][]byte) e
 		return err
 	}
 	if err := hashPrefix(ctx, d.part.file, n, h); err != nil {
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := over(ctx); cause != nil {
 			return cause
 		}
 		return errStale

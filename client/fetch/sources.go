@@ -63,7 +63,7 @@ func (s *sources) next(ctx context.Context) (*source, error) {
 		case <-ctx.Done():
 		}
 	}
-	return best, context.Cause(ctx)
+	return best, over(ctx)
 }
 
 // prefer makes the source at url the next one.

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -126,8 +127,18 @@ func (t *transfer) useful() bool {
 // explain says why a request or a read failed: the caller's context first, then
 // our own watch.
 func (t *transfer) explain(err error) error {
-	if cause := context.Cause(t.ctx); cause != nil {
+	if cause := over(t.ctx); cause != nil {
 		return cause
 	}
 	return offline(err)
+}
+
+// over says that a context ended, and why; nil while it has not. What our own
+// watches say stands alone; a caller's cause goes with the context's error.
+func over(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if cause == nil || errors.Is(cause, tuf.ErrOffline) || errors.Is(cause, ctx.Err()) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ctx.Err(), cause)
 }
