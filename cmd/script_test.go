@@ -79,7 +79,6 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // servers are the mirrors of one script, by name.
 type servers struct {
-	mu   sync.Mutex
 	stop map[string]func()
 }
 
@@ -200,4 +199,3 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	data[offset] ^= 1
 	ts.Check(os.WriteFile(files[0], data, 0o644))
 }
-

@@ -163,7 +163,7 @@ func (r *Repository) Plans(ctx context.Context) ([]*rollout.Plan, error) {
 	return plans, nil
 }
 
-// What a halt stops.
+// HaltScope is what a halt stops.
 type HaltScope struct {
 	Product string // "": everything
 	Version string // "": all versions of the product

@@ -256,8 +256,10 @@ func (in *patchAdd) recipes(p *patch.Patch) error {
 		name, argv string
 		to         **patch.Recipe
 	}{
-		{"install", in.install, &p.Install}, {"verify", in.verify, &p.Verify},
-		{"rollback", in.rollback, &p.Rollback}, {"detect", in.detect, &p.Detect},
+		{"install", in.install, &p.Install},
+		{"verify", in.verify, &p.Verify},
+		{"rollback", in.rollback, &p.Rollback},
+		{"detect", in.detect, &p.Detect},
 	} {
 		if f.argv == "" {
 			continue

@@ -61,9 +61,18 @@ func KindOf(file string) Kind {
 		suffix string
 		kind   Kind
 	}{
-		{".msi", KindMSI}, {".exe", KindEXE}, {".deb", KindDeb}, {".rpm", KindRPM}, {".pkg", KindPkg},
-		{".sh", KindScript}, {".ps1", KindScript},
-		{".tar", KindArchive}, {".tar.gz", KindArchive}, {".tgz", KindArchive}, {".tar.zst", KindArchive}, {".zip", KindArchive},
+		{".msi", KindMSI},
+		{".exe", KindEXE},
+		{".deb", KindDeb},
+		{".rpm", KindRPM},
+		{".pkg", KindPkg},
+		{".sh", KindScript},
+		{".ps1", KindScript},
+		{".tar", KindArchive},
+		{".tar.gz", KindArchive},
+		{".tgz", KindArchive},
+		{".tar.zst", KindArchive},
+		{".zip", KindArchive},
 	} {
 		if strings.HasSuffix(f, s.suffix) {
 			return s.kind

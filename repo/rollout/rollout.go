@@ -33,7 +33,7 @@ const (
 // ErrBad is wrapped by every error about a document that is refused.
 var ErrBad = errors.New("bad rollout document")
 
-// The rings that init makes.
+// DefaultRings are the rings that init makes.
 var DefaultRings = []string{"users", "key-users", "servers"}
 
 // Plan is rings/<ring>/plan.json: which patches may go to the machines of the
