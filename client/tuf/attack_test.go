@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +70,18 @@ func TestAttacks(t *testing.T) {
 			tuf.ErrNotTrusted, "targets: signed by 0 trusted keys", ""},
 		{"arbitrary metadata: root", func(r *tuftest.Repo) { r.RotateKeys("root"); r.Publish("root") },
 			tuf.ErrNotTrusted, "by the keys of version 2", ""},
+		{"root not signed by its own keys", func(r *tuftest.Repo) {
+			r.Root.Signed.Roles["root"].KeyIDs = nil
+			r.Trust("root", tuftest.NewKey(tuftest.Ed25519))
+			r.Publish("root")
+		}, tuf.ErrNotTrusted, "by its own keys", ""},
+		{"root of a later version in its place", func(r *tuftest.Repo) { r.SetVersion("root", 4); r.Republish("root") },
+			tuf.ErrNotTrusted, "version 4 in the place of version 3", ""},
+		{"snapshot of another version in its place", func(r *tuftest.Repo) {
+			r.Publish("snapshot", "timestamp")
+			r.SetVersion("snapshot", 4)
+			r.SetLatest("snapshot", r.Sign("snapshot"))
+		}, tuf.ErrNotTrusted, "version 4, but the timestamp lists version 3", ""},
 		{"one key of two", func(r *tuftest.Repo) {
 			r.AddKey("targets", tuftest.NewKey(tuftest.Ed25519))
 			r.Root.Signed.Roles["targets"].Threshold = 2
@@ -276,6 +289,72 @@ func TestBrokenKeysBesideGoodOnes(t *testing.T) {
 	}
 }
 
+// Revoked keys lose their power even where nothing else changed.
+func TestRevokedTargetsKey(t *testing.T) {
+	repo := tuftest.New()
+	c := inMemory(t, repo)
+	refresh(t, c)
+	repo.RotateKeys("targets")
+	repo.Publish("root")
+	wantErr(t, c.Refresh(t.Context()), tuf.ErrNotTrusted)
+	_, err := c.Target(t.Context(), "file")
+	wantErr(t, err, tuf.ErrNotTrusted)
+}
+
+func TestZeroThreshold(t *testing.T) {
+	repo := tuftest.New()
+	repo.Delegate("targets", tuftest.Delegation{Role: "A"})
+	repo.Targets["targets"].Signed.Delegations.Roles[0].Threshold = 0
+	repo.Signers["A"] = nil
+	repo.PublishAll()
+	_, err := inMemory(t, repo).Target(t.Context(), "file")
+	wantErr(t, err, tuf.ErrNotTrusted)
+}
+
+func TestDelegationToATopLevelName(t *testing.T) {
+	for _, role := range []string{"root", "snapshot", "Timestamp", ""} {
+		repo := tuftest.New()
+		repo.Delegate("targets", tuftest.Delegation{Role: "A"})
+		repo.Targets["targets"].Signed.Delegations.Roles[0].Name = role
+		repo.PublishAll()
+		repo.Snapshot.Signed.Meta[role+".json"] = &metadata.MetaFiles{Version: 1}
+		repo.Publish("snapshot", "timestamp")
+		_, err := inMemory(t, repo).Target(t.Context(), "file")
+		wantErr(t, err, tuf.ErrNotTrusted)
+		if err != nil && !strings.Contains(err.Error(), "top-level") {
+			t.Errorf("error %q", err)
+		}
+	}
+}
+
+// A cycle is walked once, and no reason to give up.
+func TestCycle(t *testing.T) {
+	repo := tuftest.New()
+	repo.Delegate("targets", tuftest.Delegation{Role: "A"})
+	repo.Delegate("A", tuftest.Delegation{Role: "B"})
+	repo.Delegate("B", tuftest.Delegation{Role: "A", Keys: repo.Signers["A"]})
+	repo.Delegate("B", tuftest.Delegation{Role: "targets"})
+	repo.PublishAll()
+	_, err := inMemory(t, repo).Target(t.Context(), "file")
+	wantErr(t, err, fs.ErrNotExist)
+}
+
+// A terminating role ends the search for what it covers.
+func TestTerminating(t *testing.T) {
+	repo := tuftest.New()
+	repo.Delegate("targets", tuftest.Delegation{Role: "A", Terminating: true, Paths: []string{"a/*"}})
+	repo.Delegate("targets", tuftest.Delegation{Role: "B", Paths: []string{"*/*"}})
+	repo.AddArtifact("B", "a/file", []byte("x"))
+	repo.AddArtifact("B", "b/file", []byte("x"))
+	repo.PublishAll()
+	c := inMemory(t, repo)
+	if _, err := c.Target(t.Context(), "b/file"); err != nil {
+		t.Error(err)
+	}
+	_, err := c.Target(t.Context(), "a/file")
+	wantErr(t, err, fs.ErrNotExist)
+}
+
 func signAt(repo *tuftest.Repo, at time.Time) {
 	repo.Timestamp.Signed.UnrecognizedFields = map[string]any{tuf.SignedAtField: at.UTC().Format(time.RFC3339)}
 	repo.Publish("timestamp")
@@ -295,6 +374,14 @@ func TestTrustedTime(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 	at.set(base.Add(-4 * time.Minute)) // close enough
+	refresh(t, c)
+	// What expired before the newest trusted moment has expired, whatever the
+	// clock says.
+	repo.Targets["targets"].Signed.Expires = base.Add(-time.Minute)
+	repo.Publish("targets", "snapshot", "timestamp")
+	wantErr(t, c.Refresh(t.Context()), tuf.ErrExpired)
+	repo.Targets["targets"].Signed.Expires = base.AddDate(0, 0, 7)
+	repo.Publish("targets", "snapshot", "timestamp")
 	refresh(t, c)
 	at.set(base.Add(-time.Hour))
 	err := c.Refresh(t.Context())

@@ -206,8 +206,9 @@ func TestConfiguredRootAndState(t *testing.T) {
 		for range 5 {
 			old.Publish("timestamp")
 		}
+		signAt(old, time.Now().AddDate(0, 0, 7)) // and no time
 		c := open(t, tuf.Config{Dir: dir, Root: old.Latest("root"), Fetcher: old})
-		refresh(t, c)
+		wantErr(t, c.Refresh(t.Context()), tuf.ErrClock)
 		c.Close()
 		fresh := tuftest.New()
 		fresh.Publish("root")
