@@ -135,7 +135,7 @@ func TestCrashChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := repo.Open(&mortal{Store: s, stager: s.(store.Stager), left: moment}, repo.Config{Keys: keys.find})
+	r := repo.Open(&mortal{Store: s, left: moment}, repo.Config{Keys: keys.find})
 	if job[0] == "init" {
 		_, err = r.Init(t.Context(), cfg)
 	} else {
@@ -149,8 +149,7 @@ func TestCrashChild(t *testing.T) {
 // mortal is a store whose process dies before or after one of its writes.
 type mortal struct {
 	store.Store
-	stager store.Stager
-	left   int
+	left int
 }
 
 func (m *mortal) moment() {
@@ -174,7 +173,7 @@ func (m *mortal) Replace(ctx context.Context, name string, data []byte, etag str
 
 func (m *mortal) Stage(ctx context.Context, r io.Reader, size int64, opt store.Options) (store.Staged, error) {
 	m.moment()
-	st, err := m.stager.Stage(ctx, r, size, opt)
+	st, err := m.Store.Stage(ctx, r, size, opt)
 	return mortalStaged{st, m}, err
 }
 

@@ -164,7 +164,7 @@ func (r *Repository) upload(ctx context.Context, pub *Published, file io.Reader,
 		}
 	} else {
 		var err error
-		staged, err = r.store.(store.Stager).Stage(ctx, in, size, options(layout.TargetsDir+"/"))
+		staged, err = r.store.Stage(ctx, in, size, options(layout.TargetsDir+"/"))
 		if err != nil {
 			return nil, fmt.Errorf("upload: %w", err)
 		}

@@ -5,9 +5,9 @@ import (
 	"io"
 )
 
-// Stager is what every driver here offers beside Store: it takes an object's
-// bytes before its name is known. A patch's object is named by its hash, and
-// the file is read once, for the hash and the upload together.
+// Stager takes an object's bytes before its name is known. A patch's object is
+// named by its hash, and the file is read once, for the hash and the upload
+// together.
 type Stager interface {
 	// Stage streams size bytes from r, -1 if unknown, to a place of the store
 	// that readers do not see. It fails as Create does.

@@ -69,6 +69,7 @@ type Reader interface {
 // by many goroutines and many processes.
 type Store interface {
 	Reader
+	Stager
 
 	// Create writes a new object, streaming size bytes from r; size -1 means
 	// unknown. It returns ErrConflict if the object exists, whoever won. The

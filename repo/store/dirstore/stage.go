@@ -11,8 +11,6 @@ import (
 	"github.com/patchkeep/patchkeep/repo/store"
 )
 
-var _ store.Stager = (*Store)(nil)
-
 // staged is a temporary file that waits for its name.
 type staged struct {
 	store *Store

@@ -306,7 +306,7 @@ func (s *Store) lock(ctx context.Context, root *os.Root) (unlock func(), err err
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	return func() {
-		l.Unlock()
+		_ = l.Unlock() // closing the file, which it does too, is what unlocks
 		<-s.turn
 	}, nil
 }

@@ -307,8 +307,8 @@ func (s *Store) probe(ctx context.Context) error {
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		s.remove(ctx, small)
-		s.remove(ctx, large)
+		_ = s.remove(ctx, small) // best effort: the probe has its answer
+		_ = s.remove(ctx, large)
 	}()
 	if err != nil {
 		return err

@@ -12,8 +12,6 @@ import (
 	"github.com/patchkeep/patchkeep/repo/store"
 )
 
-var _ store.Stager = (*Store)(nil)
-
 // copyPart is the most that S3 copies as one part.
 const copyPart = 5 << 30
 
@@ -31,11 +29,11 @@ func (s *Store) Stage(ctx context.Context, r io.Reader, size int64, opt store.Op
 	st := &staged{store: s, opt: opt}
 	src := store.SizedReader(ctx, r, size)
 	first, err := readFirst(src, size)
-	switch err {
-	case io.EOF:
+	switch {
+	case errors.Is(err, io.EOF):
 		st.small = first
 		return st, nil
-	case nil:
+	case err == nil:
 		name := layout.PendingDir + "/uploads/" + randomName()
 		if st.info, err = s.putParts(ctx, name, first, src, partSize(size), opt); err == nil {
 			return st, nil

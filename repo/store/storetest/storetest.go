@@ -611,17 +611,13 @@ func testMemory(t *testing.T, s store.Store) {
 }
 
 func testStage(t *testing.T, s store.Store) {
-	stager, ok := s.(store.Stager)
-	if !ok {
-		t.Fatalf("%T is no store.Stager", s)
-	}
 	const large = 11 << 20
 	for name, c := range map[string]struct{ length, size int64 }{
 		"targets/ä b/empty": {0, 0}, "targets/ä b/small": {5, 5}, "targets/ä b/small-unknown": {5, -1},
 		"targets/ä b/large": {large, large}, "targets/ä b/large-unknown": {large, -1},
 	} {
 		for round := range 2 { // the second one meets a taken name
-			st, err := stager.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
+			st, err := s.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -646,7 +642,7 @@ func testStage(t *testing.T, s store.Store) {
 		if err := s.Delete(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
-		st, err := stager.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
+		st, err := s.Stage(t.Context(), zeros(c.length), c.size, jsonOpt)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -658,9 +654,9 @@ func testStage(t *testing.T, s store.Store) {
 	}
 	broken := errors.New("cannot read the patch")
 	for _, n := range []int64{1, large} {
-		_, err := stager.Stage(t.Context(), io.MultiReader(zeros(n), iotest.ErrReader(broken)), n+1, jsonOpt)
+		_, err := s.Stage(t.Context(), io.MultiReader(zeros(n), iotest.ErrReader(broken)), n+1, jsonOpt)
 		wantErr(t, "Stage", err, broken)
-		_, err = stager.Stage(t.Context(), zeros(n), n+1, jsonOpt)
+		_, err = s.Stage(t.Context(), zeros(n), n+1, jsonOpt)
 		wantErr(t, "Stage", err, io.ErrUnexpectedEOF)
 	}
 	if got := list(t, s, ""); len(got) != 0 {

@@ -30,7 +30,8 @@ func TestParse(t *testing.T) {
 		{"S3://bucket/", Ref{S3: s3store.Config{Bucket: "bucket"}}},
 		{"s3://my-bucket.x/a/b%20c/", Ref{S3: s3store.Config{Bucket: "my-bucket.x", Prefix: "a/b c"}}},
 		{"s3://bucket/p?endpoint=127.0.0.1:9000&insecure=true&region=us-east-1&path_style=true", Ref{S3: s3store.Config{
-			Bucket: "bucket", Prefix: "p", Endpoint: "127.0.0.1:9000", Insecure: true, Region: "us-east-1", PathStyle: new(true)}}},
+			Bucket: "bucket", Prefix: "p", Endpoint: "127.0.0.1:9000", Insecure: true, Region: "us-east-1", PathStyle: new(true),
+		}}},
 		{"s3://bucket?endpoint=s3.example.org&insecure=false&path_style=0", Ref{S3: s3store.Config{Bucket: "bucket", Endpoint: "s3.example.org", PathStyle: new(false)}}},
 		{"s3://bucket?endpoint=[::1]:9000", Ref{S3: s3store.Config{Bucket: "bucket", Endpoint: "[::1]:9000"}}},
 	} {
