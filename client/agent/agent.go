@@ -67,15 +67,15 @@ type Options struct {
 
 	HTTP      *http.Client // nil: package client's
 	UserAgent string
-	Now       func() time.Time              // nil: time.Now; its location is the machine's
-	BootID    func() (string, error)        // names the time since the last boot; nil: asks the system
-	Progress  func(step string, p Progress) // nil: none
+	Now       func() time.Time       // nil: time.Now; its location is the machine's
+	BootID    func() (string, error) // names the time since the last boot; nil: asks the system
+	Progress  func(Progress)         // told at most some ten times a second; nil: none
 }
 
-// Progress is told while a file is downloaded.
+// Progress is how far a download is.
 type Progress struct {
-	Patch       string
-	Done, Total int64
+	What        string // "<product> <version>", or a target path
+	Done, Total int64  // bytes
 }
 
 // Agent works on one state directory.
@@ -132,18 +132,18 @@ func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Targ
 	if err := s.client.Refresh(ctx); err != nil {
 		return nil, fetch.Result{}, fmt.Errorf("refresh metadata: %w", err)
 	}
-	t, res, err := s.client.Download(ctx, targetPath, out, a.progress("download", targetPath))
+	t, res, err := s.client.Download(ctx, targetPath, out, a.progress(targetPath))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, res, fmt.Errorf("%s: the repository has no such target: %w", targetPath, err)
 	}
 	return t, res, err
 }
 
-func (a *Agent) progress(step, patch string) func(done, total int64) {
+func (a *Agent) progress(what string) func(done, total int64) {
 	if a.opts.Progress == nil {
 		return nil
 	}
-	return func(done, total int64) { a.opts.Progress(step, Progress{patch, done, total}) }
+	return func(done, total int64) { a.opts.Progress(Progress{what, done, total}) }
 }
 
 // session is one piece of work, alone on the state directory.

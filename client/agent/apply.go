@@ -243,7 +243,7 @@ func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
 	if err := install.PrivateDir(filepath.Dir(path)); err != nil {
 		return "", err
 	}
-	t, _, err := at.client.Download(ctx, it.Path, path, at.progress("download", it.ID()))
+	t, _, err := at.client.Download(ctx, it.Path, path, at.progress(it.ID()))
 	if err != nil {
 		return "", err
 	}

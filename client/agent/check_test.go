@@ -102,7 +102,9 @@ func TestConditions(t *testing.T) {
 		{"paused", func(f *fixture) { e := offered(f); e.Paused, e.PausedReason = true, "wait for QA" },
 			agent.StateWaiting, "paused: wait for QA", "paused", nil},
 		{"not yet", func(f *fixture) { offered(f).NotBefore = time.Now().Add(time.Hour) }, agent.StateWaiting, "it starts at", "not-before", nil},
-		{"not its step", func(f *fixture) { offered(f).Steps = []rollout.Step{{At: 0, Percent: 0}, {At: 1 << 27, Percent: rollout.All}} },
+		{"not its step", func(f *fixture) {
+			offered(f).Steps = []rollout.Step{{At: 0, Percent: 0}, {At: 1 << 27, Percent: rollout.All}}
+		},
 			agent.StateWaiting, "this machine comes at", "step", nil},
 		{"outside its window", func(f *fixture) {
 			later := time.Now().Add(2 * time.Hour)

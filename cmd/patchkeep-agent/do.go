@@ -1,0 +1,186 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/cmd/internal/cli"
+)
+
+func newApply() *cobra.Command {
+	var o agent.ApplyOptions
+	cmd := &cobra.Command{
+		Use:   "apply [PRODUCT[@VERSION]]",
+		Short: "Install what is offered to this machine",
+		Long: `apply checks, and downloads, verifies and installs each offered patch, then checks
+anew. What an earlier run began and could not end is finished first. A patch that
+fails does not hold up the others; after 3 failures it waits for --retry.
+
+An interrupt stops downloads at once; an installer that runs is waited for.`,
+		Example: "  patchkeep-agent apply --dry-run\n  patchkeep-agent apply",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				o.Only = args[0]
+			}
+			progress, stop := bars(cmd)
+			a, err := open(cmd, progress)
+			if err != nil {
+				return err
+			}
+			res, err := a.Apply(cmd.Context(), o)
+			stop()
+			if perr := cli.Print(cmd, res, func(w io.Writer) error { return printResult(w, res, o, err) }); perr != nil {
+				return perr
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be installed")
+	cmd.Flags().BoolVar(&o.Retry, "retry", false, "try again what failed too often")
+	addRoot(cmd)
+	return cmd
+}
+
+func printResult(w io.Writer, res *agent.Result, o agent.ApplyOptions, failed error) error {
+	if res.DryRun {
+		if res.Report == nil {
+			return nil
+		}
+		for _, it := range res.Report.In(agent.StateOffered) {
+			if o.Only == "" || o.Only == it.Product || o.Only == it.Product+"@"+it.Version {
+				fmt.Fprintf(w, "%s would be installed (%s%s)\n", it.ID(), cli.Bytes(it.Length), was(it.Installed))
+			}
+		}
+		_, err := fmt.Fprintln(w, "Dry run:", summary(res.Report))
+		return err
+	}
+	for _, d := range res.Done {
+		fmt.Fprintf(w, "%s: %s\n", d.ID(), done(d.Step, d.Previous, d.Why))
+		if d.Step != agent.StepCommitted && d.Log != "" {
+			fmt.Fprintf(w, "    log: %s\n", d.Log)
+		}
+	}
+	if len(res.Done) == 0 && failed == nil && res.Report != nil {
+		_, err := fmt.Fprintln(w, "Nothing to do:", summary(res.Report))
+		return err
+	}
+	return nil
+}
+
+// done says in words where an attempt ended.
+func done(step agent.Step, previous, why string) string {
+	if why != "" {
+		why = ": " + why
+	}
+	switch step {
+	case agent.StepCommitted:
+		return "installed" + paren(was(previous))
+	case agent.StepRebootPending:
+		return "installed; this machine must be rebooted, then it is checked"
+	case agent.StepRolledBack:
+		if previous != "" {
+			return "rolled back to " + previous + why
+		}
+		return "rolled back" + why
+	case agent.StepFailed:
+		return "FAILED" + why
+	case agent.StepRetryLater:
+		return "not now; it will be tried again" + why
+	case agent.StepNotApplicable:
+		return "its installer says that it does not apply here" + why
+	case agent.StepOffered, agent.StepFetched, agent.StepVerified:
+		return "not installed" + why
+	}
+	return string(step) + why
+}
+
+func was(version string) string {
+	if version == "" {
+		return ", new"
+	}
+	return ", was " + version
+}
+
+func paren(s string) string { return " (" + s[2:] + ")" }
+
+func newRun() *cobra.Command {
+	var o agent.RunOptions
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Apply again and again, until told to stop",
+		Long: `run applies at once and then every --interval, give or take a quarter. Whatever
+happens, it goes on: expired metadata or a server that is away only mean that
+nothing is installed until they are well again.`,
+		Example: "  patchkeep-agent run --interval 30m --log-level info",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Interval < time.Second {
+				return cli.Usagef("interval %s is shorter than a second", o.Interval)
+			}
+			a, err := open(cmd, nil)
+			if err != nil {
+				return err
+			}
+			o.Each = func(res *agent.Result, err error) {
+				if err != nil {
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", time.Now().Format(time.DateTime), err)
+				}
+				if len(res.Done) > 0 {
+					_ = cli.Print(cmd, res, func(w io.Writer) error { return printResult(w, res, agent.ApplyOptions{}, err) })
+				}
+			}
+			return a.Run(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().DurationVar(&o.Interval, "interval", time.Hour, "between two looks")
+	return cmd
+}
+
+func newDownload() *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use:   "download TARGETPATH --output FILE",
+		Short: "Fetch and verify a file of the repository, to look at it",
+		Long: `download fetches any target that the repository signs, verifies it, and installs
+nothing. It asks neither the ring's plan nor the halts.`,
+		Example: "  patchkeep-agent download patches/hello/1.1/any/hello.tar.gz --output hello.tar.gz",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			progress, stop := bars(cmd)
+			a, err := open(cmd, progress)
+			if err != nil {
+				return err
+			}
+			out, err := filepath.Abs(out)
+			if err != nil {
+				return err
+			}
+			t, res, err := a.Download(cmd.Context(), args[0], out)
+			stop()
+			if err != nil {
+				return err
+			}
+			v := struct {
+				Path    string `json:"path"`
+				Output  string `json:"output"`
+				Length  int64  `json:"length"`
+				SHA256  string `json:"sha256"`
+				Role    string `json:"role"`
+				Fetched int64  `json:"fetched"` // bytes from the network
+			}{t.Path, out, t.Length, t.SHA256, t.Role, res.Bytes}
+			return cli.Print(cmd, v, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "%s\n%s, SHA-256 %s, signed by %s\n", out, cli.Bytes(t.Length), t.SHA256, t.Role)
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write")
+	_ = cmd.MarkFlagRequired("output")
+	return cmd
+}
