@@ -209,7 +209,7 @@ func TestUnusualRoleNames(t *testing.T) {
 	for role, encoded := range map[string]string{
 		"?": "%3F", "#": "%23", "/delegatedrole": "%2Fdelegatedrole", "../delegatedrole": "..%2Fdelegatedrole",
 		".": ".", "..": "..", "../a": "..%2Fa", "%25": "%2525", "a b": "a%20b", "größe": "gr%C3%B6%C3%9Fe",
-		"a:b@c&d=e+f$g": "a%3Ab%40c%26d%3De%2Bf%24g", "1.root": "1.root", "back\\slash": "back%5Cslash", "a.json": "a.json",
+		"1.root": "1.root", "back\\slash": "back%5Cslash", "a.json": "a.json",
 	} {
 		t.Run(role, func(t *testing.T) {
 			w := start(t)
