@@ -11,6 +11,8 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -279,3 +281,43 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// TestSendfileIsReached: the connection is given the file itself, in pieces, and
+// a deadline for each.
+func TestSendfileIsReached(t *testing.T) {
+	s := newSite(t)
+	s.want(patchA, bytesA)
+	for _, c := range []struct {
+		headers []string
+		want    []byte
+	}{{nil, bytesA}, {[]string{"Range", "bytes=100-"}, bytesA[100:]}} {
+		conn := &connection{ResponseRecorder: httptest.NewRecorder()}
+		req := httptest.NewRequest("GET", urlOf(patchA, bytesA), nil)
+		for i := 0; i < len(c.headers); i += 2 {
+			req.Header.Set(c.headers[i], c.headers[i+1])
+		}
+		s.m.ServeHTTP(conn, req)
+		if !bytes.Equal(conn.Body.Bytes(), c.want) || conn.files == 0 || conn.others != 0 || conn.deadlines == 0 {
+			t.Errorf("%q: %d bytes, %d files, %d other readers, %d deadlines", c.headers, conn.Body.Len(), conn.files, conn.others, conn.deadlines)
+		}
+	}
+}
+
+// connection is a ResponseWriter with what net/http's own has.
+type connection struct {
+	*httptest.ResponseRecorder
+	files, others, deadlines int
+}
+
+func (c *connection) ReadFrom(r io.Reader) (int64, error) {
+	if lr, ok := r.(*io.LimitedReader); ok {
+		if _, ok := lr.R.(*os.File); ok {
+			c.files++
+			return io.Copy(c.Body, r)
+		}
+	}
+	c.others++
+	return io.Copy(c.Body, r)
+}
+
+func (c *connection) SetWriteDeadline(time.Time) error { c.deadlines++; return nil }

@@ -136,15 +136,16 @@ func (w *Writer) Commit(ctx context.Context) (*Handle, error) {
 	if err := w.f.Sync(); err != nil {
 		return nil, fmt.Errorf("sync %s: %w", w.name, noSpace(err))
 	}
-	c := w.c
-	c.mu.Lock() // so that no other writer's or reader's view of this name changes in between
+	c, now := w.c, w.c.cfg.Now()
+	_ = c.root.Chtimes(w.name, now, now) // only the order of eviction after a restart
+	c.mu.Lock()                          // so that no other writer's or reader's view of this name changes in between
 	if old := c.entries[w.sum]; old != nil {
 		c.drop(ctx, old)
 	}
 	err := c.root.Rename(w.name, objectFile(w.sum))
 	var e *entry
 	if err == nil {
-		e = &entry{sum: w.sum, size: w.size, refs: 1, touched: c.cfg.Now()}
+		e = &entry{sum: w.sum, size: w.size, refs: 1, touched: now}
 		c.insert(e)
 		w.releaseLocked()
 	}
