@@ -85,6 +85,36 @@ func anchors(text string) map[string]bool {
 	return names
 }
 
+var namedTest = regexp.MustCompile("`([a-z0-9/-]+): ((?:Test|Fuzz)[A-Za-z0-9]+)`")
+
+// TestNamedTestsExist: a defence that a page says is tested is tested.
+func TestNamedTestsExist(t *testing.T) {
+	seen := 0
+	for page, text := range pages(t) {
+		for _, m := range namedTest.FindAllStringSubmatch(text, -1) {
+			seen++
+			files, err := filepath.Glob(filepath.Join("..", filepath.FromSlash(m[1]), "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for _, file := range files {
+				data, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = found || strings.Contains(string(data), "\nfunc "+m[2]+"(")
+			}
+			if !found {
+				t.Errorf("%s: there is no test %s in %s", page, m[2], m[1])
+			}
+		}
+	}
+	if seen < 40 {
+		t.Errorf("only %d named tests were found", seen)
+	}
+}
+
 // TestCommands asks the real programs for help on each command line in a block
 // of shell: an unknown command or flag is an error there.
 func TestCommands(t *testing.T) {
