@@ -28,8 +28,10 @@ func TestAttacks(t *testing.T) {
 		text   string // in the error
 		after  string // versions, if not all 2
 	}{
-		{"rollback of the timestamp", func(r *tuftest.Repo) { r.SetLatest("timestamp", r.Published["timestamp"][0]) },
-			tuf.ErrNotTrusted, "version 1 is older than version 2", ""},
+		{
+			"rollback of the timestamp", func(r *tuftest.Repo) { r.SetLatest("timestamp", r.Published["timestamp"][0]) },
+			tuf.ErrNotTrusted, "version 1 is older than version 2", "",
+		},
 		{"rollback of the snapshot", func(r *tuftest.Repo) {
 			r.Timestamp.Signed.Meta["snapshot.json"].Version = 1
 			r.Publish("timestamp")
@@ -64,19 +66,27 @@ func TestAttacks(t *testing.T) {
 			r.Publish("targets", "snapshot", "timestamp")
 			r.SetLatest("snapshot", append(r.Latest("snapshot")[:len(r.Latest("snapshot"))-1], "  }"...)[:len(r.Latest("snapshot"))])
 		}, tuf.ErrNotTrusted, "not the file that is listed", ""},
-		{"arbitrary metadata: timestamp", func(r *tuftest.Repo) { thief(r, "timestamp"); r.Publish("timestamp") },
-			tuf.ErrNotTrusted, "signed by 0 trusted keys, 1 are needed", ""},
-		{"arbitrary metadata: targets", func(r *tuftest.Repo) { thief(r, "targets"); r.Publish("targets", "snapshot", "timestamp") },
-			tuf.ErrNotTrusted, "targets: signed by 0 trusted keys", ""},
-		{"arbitrary metadata: root", func(r *tuftest.Repo) { r.RotateKeys("root"); r.Publish("root") },
-			tuf.ErrNotTrusted, "by the keys of version 2", ""},
+		{
+			"arbitrary metadata: timestamp", func(r *tuftest.Repo) { thief(r, "timestamp"); r.Publish("timestamp") },
+			tuf.ErrNotTrusted, "signed by 0 trusted keys, 1 are needed", "",
+		},
+		{
+			"arbitrary metadata: targets", func(r *tuftest.Repo) { thief(r, "targets"); r.Publish("targets", "snapshot", "timestamp") },
+			tuf.ErrNotTrusted, "targets: signed by 0 trusted keys", "",
+		},
+		{
+			"arbitrary metadata: root", func(r *tuftest.Repo) { r.RotateKeys("root"); r.Publish("root") },
+			tuf.ErrNotTrusted, "by the keys of version 2", "",
+		},
 		{"root not signed by its own keys", func(r *tuftest.Repo) {
 			r.Root.Signed.Roles["root"].KeyIDs = nil
 			r.Trust("root", tuftest.NewKey(tuftest.Ed25519))
 			r.Publish("root")
 		}, tuf.ErrNotTrusted, "by its own keys", ""},
-		{"root of a later version in its place", func(r *tuftest.Repo) { r.SetVersion("root", 4); r.Republish("root") },
-			tuf.ErrNotTrusted, "version 4 in the place of version 3", ""},
+		{
+			"root of a later version in its place", func(r *tuftest.Repo) { r.SetVersion("root", 4); r.Republish("root") },
+			tuf.ErrNotTrusted, "version 4 in the place of version 3", "",
+		},
 		{"snapshot of another version in its place", func(r *tuftest.Repo) {
 			r.Publish("snapshot", "timestamp")
 			r.SetVersion("snapshot", 4)
@@ -92,10 +102,14 @@ func TestAttacks(t *testing.T) {
 			r.Publish("timestamp")
 			r.SetLatest("timestamp", bytes.Replace(r.Latest("timestamp"), []byte(`"version":3`), []byte(`"version":9`), 1))
 		}, tuf.ErrNotTrusted, "signed by 0 trusted keys", ""},
-		{"a snapshot as timestamp", func(r *tuftest.Repo) { r.SetLatest("timestamp", r.Latest("snapshot")) },
-			tuf.ErrNotTrusted, "timestamp", ""},
-		{"login page", func(r *tuftest.Repo) { r.SetLatest("timestamp", []byte("<!DOCTYPE html><title>Hotel</title>")) },
-			tuf.ErrNotTrusted, `not TUF metadata: no JSON object; it begins with "<!DOCTYPE html>`, ""},
+		{
+			"a snapshot as timestamp", func(r *tuftest.Repo) { r.SetLatest("timestamp", r.Latest("snapshot")) },
+			tuf.ErrNotTrusted, "timestamp", "",
+		},
+		{
+			"login page", func(r *tuftest.Repo) { r.SetLatest("timestamp", []byte("<!DOCTYPE html><title>Hotel</title>")) },
+			tuf.ErrNotTrusted, `not TUF metadata: no JSON object; it begins with "<!DOCTYPE html>`, "",
+		},
 		{"endless timestamp", func(r *tuftest.Repo) { r.SetLatest("timestamp", make([]byte, 1<<20)) }, tuf.ErrTooLarge, "timestamp", ""},
 		{"endless root", func(r *tuftest.Repo) { r.Publish("root"); r.SetLatest("root", make([]byte, 1<<20)) }, tuf.ErrTooLarge, "root", ""},
 		{"longer than listed", func(r *tuftest.Repo) {

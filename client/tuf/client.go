@@ -1,6 +1,7 @@
 package tuf
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -60,8 +61,7 @@ func Open(cfg Config) (*Client, error) {
 	}
 	c.state = st
 	if err := c.openRoot(cfg.Root); err != nil {
-		st.close()
-		return nil, err
+		return nil, errors.Join(err, st.close())
 	}
 	c.floor = st.readClock()
 	c.view = c.loadView()
@@ -77,7 +77,7 @@ func (c *Client) openRoot(configured []byte) error {
 	saved, err := c.savedRoot()
 	if configured == nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: there is no trusted root to begin with: %v", ErrNotTrusted, err)
+			return fmt.Errorf("%w: there is no trusted root to begin with, neither configured nor in the state", ErrNotTrusted)
 		}
 		c.root = saved
 		return err
@@ -280,6 +280,10 @@ func (v *view) roles() []*Role {
 		}
 	}
 	return out
+}
+
+func compareEdges(a, b edge) int {
+	return cmp.Or(strings.Compare(a.role, b.role), strings.Compare(a.delegator, b.delegator))
 }
 
 // currentView returns the last verified view, refreshing first if there is none.

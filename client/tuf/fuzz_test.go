@@ -23,11 +23,13 @@ func fuzzRole(f *testing.F, role string) {
 	good := bytes.Clone(repo.Latest(role))
 	f.Add(good)
 	f.Add([]byte(`{"signed":{"_type":"` + role + `","spec_version":"1.0.0","version":1,"expires":"2030-01-01T00:00:00Z"},"signatures":[]}`))
-	for _, s := range []string{"", "{}", "null", "[]", `{"signed":null,"signatures":null}`, `{"signed":{},"signatures":[null]}`,
+	for _, s := range []string{
+		"", "{}", "null", "[]", `{"signed":null,"signatures":null}`, `{"signed":{},"signatures":[null]}`,
 		`{"signed":{"_type":"targets","spec_version":"1.0","version":1,"targets":{"a":null}},"signatures":[]}`,
 		`{"signed":{"_type":"timestamp","spec_version":"1.0","version":1,"meta":{"snapshot.json":null}},"signatures":[{"keyid":"a","sig":"00"}]}`,
 		`{"signed":{"_type":"root","spec_version":"1.0","version":2,"keys":{"a":null},"roles":{"root":null}},"signatures":[]}`,
-		`{"signed":{"_type":"targets","spec_version":"1.0","version":1,"delegations":{"keys":null,"succinct_roles":{"bit_length":33}}},"signatures":[]}`} {
+		`{"signed":{"_type":"targets","spec_version":"1.0","version":1,"delegations":{"keys":null,"succinct_roles":{"bit_length":33}}},"signatures":[]}`,
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -77,8 +79,10 @@ func FuzzState(f *testing.F) {
 	f.Add([]byte("{}"), []byte("{}"))
 	f.Add(root, repo.Latest("timestamp"))
 	f.Fuzz(func(t *testing.T, savedRoot, saved []byte) {
-		dir := writeFiles(t, map[string]string{"root.json": string(savedRoot), "timestamp.json": string(saved),
-			"snapshot.json": string(saved), "targets.json": string(saved), "clock": string(saved)})
+		dir := writeFiles(t, map[string]string{
+			"root.json": string(savedRoot), "timestamp.json": string(saved),
+			"snapshot.json": string(saved), "targets.json": string(saved), "clock": string(saved),
+		})
 		if c, err := tuf.Open(tuf.Config{Dir: dir, Fetcher: repo}); err == nil {
 			c.Close()
 		}

@@ -19,8 +19,10 @@ import (
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 )
 
-var sentinels = []error{tuf.ErrNotTrusted, tuf.ErrExpired, tuf.ErrOffline, tuf.ErrClock, tuf.ErrLocked,
-	tuf.ErrTooLarge, fs.ErrNotExist, context.Canceled, context.DeadlineExceeded}
+var sentinels = []error{
+	tuf.ErrNotTrusted, tuf.ErrExpired, tuf.ErrOffline, tuf.ErrClock, tuf.ErrLocked,
+	tuf.ErrTooLarge, fs.ErrNotExist, context.Canceled, context.DeadlineExceeded,
+}
 
 // wantErr checks that err wraps want and no other sentinel.
 func wantErr(t *testing.T, err, want error) {

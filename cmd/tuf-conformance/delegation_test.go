@@ -94,8 +94,10 @@ func TestSearchInATree(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := start(t)
 			for _, a := range []arrow{
-				{from: "targets", to: "A", paths: []string{"*.doc", "*.md"}}, {from: "targets", to: "B", paths: []string{"releases/*/*"}},
-				{from: "B", to: "C", paths: []string{"releases/x/*"}}, {from: "B", to: "D", paths: []string{"releases/y/*.zip"}},
+				{from: "targets", to: "A", paths: []string{"*.doc", "*.md"}},
+				{from: "targets", to: "B", paths: []string{"releases/*/*"}},
+				{from: "B", to: "C", paths: []string{"releases/x/*"}},
+				{from: "B", to: "D", paths: []string{"releases/y/*.zip"}},
 			} {
 				w.repo.Delegate(a.from, tuftest.Delegation{Role: a.to, Paths: a.paths})
 			}
@@ -243,8 +245,10 @@ func TestDelegationToATopLevelName(t *testing.T) {
 }
 
 func TestUnusualTargetNames(t *testing.T) {
-	names := []string{"a b", "a?b", "a#b", "100%", "%25", "%2e%2e%2f", "größe/ß", "a+b&c=d;e,f", "a:b@c", "tilde~(1)'!*",
-		"back\\slash", "..", ".", "../../escape", "/rooted", "dir/../up", "a//b", "line\nbreak", "-flag"}
+	names := []string{
+		"a b", "a?b", "a#b", "100%", "%25", "%2e%2e%2f", "größe/ß", "a+b&c=d;e,f", "a:b@c", "tilde~(1)'!*",
+		"back\\slash", "..", ".", "../../escape", "/rooted", "dir/../up", "a//b", "line\nbreak", "-flag",
+	}
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			w := start(t)

@@ -162,7 +162,7 @@ func TestForbiddenRootMeansNoNewerRoot(t *testing.T) {
 
 func TestServerErrors(t *testing.T) {
 	pages := map[string]http.HandlerFunc{
-		"500": func(rw http.ResponseWriter, _ *http.Request) { http.Error(rw, "no", 500) },
+		"500": func(rw http.ResponseWriter, _ *http.Request) { http.Error(rw, "no", http.StatusInternalServerError) },
 		"captive portal": func(rw http.ResponseWriter, _ *http.Request) {
 			fmt.Fprint(rw, "<!DOCTYPE html><html>Please log in</html>")
 		},

@@ -21,8 +21,10 @@ func TestParseFaketime(t *testing.T) {
 		}
 	}
 	want := time.Date(2031, 2, 3, 4, 5, 6, 0, time.Local)
-	for spec, runs := range map[string]bool{"@2031-02-03 04:05:06": true, "2031-02-03 04:05:06": false,
-		"@" + want.Format(time.RFC3339): true, want.UTC().Format(time.RFC3339): false, "2031-02-03 04:05:06" + want.Format("Z07:00"): false} {
+	for spec, runs := range map[string]bool{
+		"@2031-02-03 04:05:06": true, "2031-02-03 04:05:06": false,
+		"@" + want.Format(time.RFC3339): true, want.UTC().Format(time.RFC3339): false, "2031-02-03 04:05:06" + want.Format("Z07:00"): false,
+	} {
 		now, err := parseFaketime(spec, start)
 		if err != nil {
 			t.Errorf("%q: %v", spec, err)

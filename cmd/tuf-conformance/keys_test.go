@@ -124,8 +124,10 @@ func TestRotationOfOtherRoles(t *testing.T) {
 }
 
 func TestKeyKinds(t *testing.T) {
-	for _, kind := range []tuftest.Kind{tuftest.RSAPSS, tuftest.ECDSA256, tuftest.Ed25519,
-		tuftest.ECDSA384, tuftest.OldECDSA, tuftest.OldECDSA38} {
+	for _, kind := range []tuftest.Kind{
+		tuftest.RSAPSS, tuftest.ECDSA256, tuftest.Ed25519,
+		tuftest.ECDSA384, tuftest.OldECDSA, tuftest.OldECDSA38,
+	} {
 		t.Run(kind.Type+" "+kind.Scheme, func(t *testing.T) {
 			w := start(t)
 			k := tuftest.NewKey(kind)

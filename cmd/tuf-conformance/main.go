@@ -86,7 +86,7 @@ func newCommand(now func() (func() time.Time, error)) *cobra.Command {
 const maxRoot = 512 << 10
 
 func (o *options) init(file string) error {
-	if err := required("metadata-dir", o.metadataDir); err != nil {
+	if err := required(flag{"metadata-dir", o.metadataDir}); err != nil {
 		return err
 	}
 	f, err := os.Open(file)
@@ -121,7 +121,7 @@ func (o *options) refresh(ctx context.Context) error {
 }
 
 func (o *options) download(ctx context.Context) error {
-	if err := required("target-base-url", o.targetBaseURL, "target-dir", o.targetDir); err != nil {
+	if err := required(flag{"target-base-url", o.targetBaseURL}, flag{"target-dir", o.targetDir}); err != nil {
 		return err
 	}
 	if len(o.targetNames) == 0 {
@@ -159,7 +159,7 @@ func fileName(target string) string {
 }
 
 func (o *options) open() (*client.Client, error) {
-	if err := required("metadata-dir", o.metadataDir, "metadata-url", o.metadataURL); err != nil {
+	if err := required(flag{"metadata-dir", o.metadataDir}, flag{"metadata-url", o.metadataURL}); err != nil {
 		return nil, err
 	}
 	now, err := o.now()
@@ -186,10 +186,12 @@ func (o *options) open() (*client.Client, error) {
 	return c, nil
 }
 
-func required(pairs ...string) error {
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] == "" {
-			return fmt.Errorf("--%s is missing", pairs[i])
+type flag struct{ name, value string }
+
+func required(flags ...flag) error {
+	for _, f := range flags {
+		if f.value == "" {
+			return fmt.Errorf("--%s is missing", f.name)
 		}
 	}
 	return nil

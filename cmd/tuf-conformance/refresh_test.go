@@ -40,7 +40,10 @@ func TestFlagsMayFollowTheCommand(t *testing.T) {
 		"--target-dir="+w.targets, "--target-base-url="+w.url+"/targets")
 	w.downloaded("content")
 	for _, args := range [][]string{
-		{"refresh"}, {"--metadata-dir", w.metadata, "refresh"}, {"nonsense"}, {"--metadata-dir", w.metadata, "init"},
+		{"refresh"},
+		{"--metadata-dir", w.metadata, "refresh"},
+		{"nonsense"},
+		{"--metadata-dir", w.metadata, "init"},
 		{"--metadata-dir", w.metadata, "--metadata-url", w.url, "download"},
 	} {
 		w.run(1, nil, args...)

@@ -110,8 +110,10 @@ func (r *Repo) Delegate(delegator string, d Delegation) {
 	if from.Delegations == nil {
 		from.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}, Roles: []metadata.DelegatedRole{}}
 	}
-	role := metadata.DelegatedRole{Name: d.Role, Threshold: max(d.Threshold, 1), Terminating: d.Terminating,
-		Paths: d.Paths, PathHashPrefixes: d.Prefixes, KeyIDs: []string{}}
+	role := metadata.DelegatedRole{
+		Name: d.Role, Threshold: max(d.Threshold, 1), Terminating: d.Terminating,
+		Paths: d.Paths, PathHashPrefixes: d.Prefixes, KeyIDs: []string{},
+	}
 	for _, k := range d.Keys {
 		from.Delegations.Keys[k.ID] = k.Public
 		role.KeyIDs = append(role.KeyIDs, k.ID)
@@ -127,7 +129,8 @@ func (r *Repo) DelegateBins(delegator string, bits int, prefix string) []string 
 	k := NewKey(Ed25519)
 	s := &metadata.SuccinctRoles{KeyIDs: []string{k.ID}, Threshold: 1, BitLength: bits, NamePrefix: prefix}
 	r.Targets[delegator].Signed.Delegations = &metadata.Delegations{
-		Keys: map[string]*metadata.Key{k.ID: k.Public}, SuccinctRoles: s}
+		Keys: map[string]*metadata.Key{k.ID: k.Public}, SuccinctRoles: s,
+	}
 	names := s.GetRoles()
 	for _, name := range names {
 		r.addRole(name)
@@ -276,6 +279,7 @@ func (r *Repo) SetLatest(role string, data []byte) {
 func (r *Repo) Pad(role string, n int) {
 	for i := range n {
 		r.Targets[role].Signed.Targets["pad/"+strconv.Itoa(i)] = &metadata.TargetFiles{
-			Length: math.MaxInt32, Hashes: metadata.Hashes{"sha256": Hash("sha256", nil)}}
+			Length: math.MaxInt32, Hashes: metadata.Hashes{"sha256": Hash("sha256", nil)},
+		}
 	}
 }
