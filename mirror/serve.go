@@ -17,8 +17,7 @@ import (
 	"github.com/patchkeep/patchkeep/mirror/fill"
 )
 
-// maxRanges in one request; a request for more gets the whole, as RFC 9110
-// §14.2 allows.
+// maxRanges in one request.
 const maxRanges = 16
 
 // bodyTimeout is how long the body of a request, which means nothing to us,
@@ -134,7 +133,7 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	setObjectHeaders(h, name, obj)
-	if strings.Count(r.Header.Get("Range"), ",") >= maxRanges {
+	if oddRange(r.Header.Get("Range")) {
 		r.Header.Del("Range")
 	}
 	// What needs no bytes costs no fill.
@@ -197,6 +196,22 @@ func matches(header, etag string) bool {
 	}
 	for tag := range strings.SplitSeq(header, ",") {
 		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+			return true
+		}
+	}
+	return false
+}
+
+// oddRange finds a Range that is better ignored, as RFC 9110 §14.2 allows: too
+// many parts, or a part of the last no bytes, which net/http answers with a 206
+// that makes no sense.
+func oddRange(header string) bool {
+	if strings.Count(header, ",") >= maxRanges {
+		return true
+	}
+	_, specs, _ := strings.Cut(header, "=")
+	for spec := range strings.SplitSeq(specs, ",") {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(spec), "-"); ok && strings.Trim(n, "0 \t") == "" {
 			return true
 		}
 	}

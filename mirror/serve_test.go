@@ -63,6 +63,8 @@ func TestServes(t *testing.T) {
 		{"GET", a, []string{"Range", "bytes=299990-"}, 206, "Content-Range=bytes 299990-299999/300000", bytesA[299990:]},
 		{"GET", a, []string{"Range", "bytes=-10"}, 206, "", bytesA[299990:]},
 		{"GET", a, []string{"Range", "bytes=299990-999999999999"}, 206, "", bytesA[299990:]},
+		{"GET", a, []string{"Range", "bytes=-0"}, 200, "", bytesA},
+		{"GET", a, []string{"Range", "bytes=5-9, -00"}, 200, "", bytesA},
 		{"GET", a, []string{"Range", "bytes=300000-"}, 416, "Content-Range=bytes */300000", nil},
 		{"GET", a, []string{"Range", "bytes=5-2"}, 416, "", nil},
 		{"GET", a, []string{"Range", "bytes=99999999999999999999-"}, 416, "", nil},

@@ -19,8 +19,22 @@ import (
 
 var body = []byte("0123456789")
 
+// hasty is for upstreams that keep us waiting; the others have the time that
+// a busy machine may need.
+var (
+	hasty   = upstream.Limits{Open: 100 * time.Millisecond, Stall: 50 * time.Millisecond, Metadata: 100 * time.Millisecond, MinRate: 1000}
+	patient = upstream.Limits{}
+)
+
+func limits(name string) upstream.Limits {
+	if strings.HasPrefix(name, "never") {
+		return hasty
+	}
+	return patient
+}
+
 // serve starts a server and returns an upstream of it.
-func serve(t *testing.T, h http.HandlerFunc) upstream.Upstream {
+func serve(t *testing.T, lim upstream.Limits, h http.HandlerFunc) upstream.Upstream {
 	t.Helper()
 	s := httptest.NewServer(h)
 	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
@@ -28,7 +42,7 @@ func serve(t *testing.T, h http.HandlerFunc) upstream.Upstream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return upstream.Guard(u, upstream.Limits{Open: 200 * time.Millisecond, Stall: 50 * time.Millisecond, Metadata: 200 * time.Millisecond, MinRate: 1000})
+	return upstream.Guard(u, lim)
 }
 
 func TestFetchMetadata(t *testing.T) {
@@ -78,7 +92,7 @@ func TestFetchMetadata(t *testing.T) {
 			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
 		}, tuf.ErrOffline},
 	} {
-		data, err := serve(t, c.h).FetchMetadata(t.Context(), "3.a%2Fb.json", 100)
+		data, err := serve(t, limits(c.name), c.h).FetchMetadata(t.Context(), "3.a%2Fb.json", 100)
 		if c.want == nil && !bytes.Equal(data, body) || !errors.Is(err, c.want) {
 			t.Errorf("%s: %q, %v; want %v", c.name, data, err, c.want)
 		}
@@ -132,7 +146,7 @@ func TestOpenTarget(t *testing.T) {
 		{"absent", http.NotFound, 0, 0, "", fs.ErrNotExist},
 		{"never answers", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 0, 0, "", tuf.ErrOffline},
 	} {
-		rc, size, err := serve(t, c.h).OpenTarget(t.Context(), object, c.offset)
+		rc, size, err := serve(t, limits(c.name), c.h).OpenTarget(t.Context(), object, c.offset)
 		if !errors.Is(err, c.want) || size != c.size {
 			t.Errorf("%s: size %d, %v; want %d, %v", c.name, size, err, c.size, c.want)
 		}
@@ -149,7 +163,7 @@ func TestOpenTarget(t *testing.T) {
 // TestGuardEndsSlowBodies: one that stalls, and one that drips.
 func TestGuardEndsSlowBodies(t *testing.T) {
 	for name, pause := range map[string]time.Duration{"stalls": time.Hour, "drips": 10 * time.Millisecond} {
-		u := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		u := serve(t, upstream.Limits{Stall: hasty.Stall, MinRate: hasty.MinRate}, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "1000000")
 			for {
 				w.Write([]byte("x"))
@@ -174,7 +188,7 @@ func TestGuardEndsSlowBodies(t *testing.T) {
 
 // TestCancelled: the context ends everything, as itself.
 func TestCancelled(t *testing.T) {
-	u := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	u := serve(t, patient, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := u.FetchMetadata(ctx, "timestamp.json", 10); !errors.Is(err, context.Canceled) {
@@ -187,7 +201,7 @@ func TestCancelled(t *testing.T) {
 
 func TestRedirects(t *testing.T) {
 	hops := 3
-	u := serve(t, func(w http.ResponseWriter, r *http.Request) {
+	u := serve(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		if n := len(r.URL.Query()["x"]); n < hops {
 			http.Redirect(w, r, r.URL.Path+"?"+strings.Repeat("x=1&", n+1), http.StatusTemporaryRedirect)
 			return
