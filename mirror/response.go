@@ -50,6 +50,16 @@ func (w *responseWriter) extend(n int64) {
 	_ = w.control.SetWriteDeadline(time.Now().Add(writeGrace + time.Duration(float64(n)/float64(w.minRate)*float64(time.Second))))
 }
 
+// unhurried takes the deadline of the client away, or begins it anew.
+func unhurried(w http.ResponseWriter, on bool) {
+	switch rw, ok := w.(*responseWriter); {
+	case ok && on:
+		_ = rw.control.SetWriteDeadline(time.Time{})
+	case ok:
+		rw.extend(0)
+	}
+}
+
 func (w *responseWriter) Write(p []byte) (int, error) {
 	w.begin()
 	if len(p) > 64<<10 || w.sent > 0 {

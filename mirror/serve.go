@@ -141,7 +141,9 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, &sizeOnly{size: obj.Length})
 		return
 	}
+	unhurried(w, true) // the wait is ours, not the client's
 	file, hit, err := m.filler.Get(r.Context(), obj.Object)
+	unhurried(w, false)
 	if err != nil {
 		m.failFill(w, r, err)
 		return

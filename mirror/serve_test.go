@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -309,6 +310,9 @@ func TestSendfileIsReached(t *testing.T) {
 type connection struct {
 	*httptest.ResponseRecorder
 	files, others, deadlines int
+
+	mu       sync.Mutex
+	deadline time.Time // guarded by mu; the last one
 }
 
 func (c *connection) ReadFrom(r io.Reader) (int64, error) {
@@ -322,4 +326,35 @@ func (c *connection) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(c.Body, r)
 }
 
-func (c *connection) SetWriteDeadline(time.Time) error { c.deadlines++; return nil }
+func (c *connection) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadlines++
+	c.deadline = t
+	return nil
+}
+
+func (c *connection) last() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
+}
+
+// TestNoDeadlineWhileWaiting: a client that waits for a fill, however long, is
+// not cut off for it, and has its time when the bytes come.
+func TestNoDeadlineWhileWaiting(t *testing.T) {
+	s := newSite(t)
+	g := newGate(s.up)
+	conn := &connection{ResponseRecorder: httptest.NewRecorder()}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.m.ServeHTTP(conn, httptest.NewRequest("GET", urlOf(patchA, bytesA), nil)) })
+	<-g.entered
+	if d := conn.last(); !d.IsZero() {
+		t.Errorf("deadline %v while waiting", d)
+	}
+	close(g.open)
+	wg.Wait()
+	if conn.last().IsZero() || !bytes.Equal(conn.Body.Bytes(), bytesA) {
+		t.Errorf("deadline %v, %d bytes", conn.last(), conn.Body.Len())
+	}
+}

@@ -3,15 +3,25 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -26,7 +36,7 @@ import (
 func repository(t *testing.T) (dir, root string) {
 	t.Helper()
 	r := tuftest.New()
-	r.AddArtifact("targets", "f", []byte("content"))
+	r.AddArtifact("targets", "f", content)
 	r.PublishAll()
 	dir = t.TempDir()
 	write := func(object string, data []byte) {
@@ -40,11 +50,15 @@ func repository(t *testing.T) (dir, root string) {
 			write(layout.MetadataObject(role, int64(i+1)), data)
 		}
 	}
-	write(layout.TargetObject("f", target), []byte("content"))
+	write(layout.TargetObject("f", target), content)
 	return dir, filepath.Join(dir, "metadata", "1.root.json")
 }
 
-const target = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73" // sha256 of "content"
+// content is more than the buffers of a connection on the way hold.
+var (
+	content = bytes.Repeat([]byte("content."), 4<<20)
+	target  = hex.EncodeToString(tuftest.Hash("sha256", content))
+)
 
 // execute runs a command line to its end.
 func execute(ctx context.Context, stdout io.Writer, args ...string) (code int, stderr string) {
@@ -56,14 +70,16 @@ func execute(ctx context.Context, stdout io.Writer, args ...string) (code int, s
 	return code, errs.String()
 }
 
-func TestServeAndStatus(t *testing.T) {
-	dir, root := repository(t)
+// start runs serve in the background and returns its URL, what stops it, and
+// what waits for its exit code.
+func start(t *testing.T, args ...string) (base string, stop func(), wait func() int) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	out, in := io.Pipe()
 	done := make(chan int, 1)
 	go func() {
-		code, _ := execute(ctx, in, "serve", "--upstream", dir, "--root", root, "--cache", t.TempDir(), "--listen", "127.0.0.1:0", "--min-free", "0")
-		in.Close()
+		code, stderr := execute(ctx, in, append([]string{"serve", "--cache", t.TempDir(), "--listen", "127.0.0.1:0", "--min-free", "0"}, args...)...)
+		in.CloseWithError(errors.New(stderr))
 		done <- code
 	}()
 	line := make([]byte, 4096)
@@ -72,15 +88,20 @@ func TestServeAndStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	go io.Copy(io.Discard, out)
-	base := regexp.MustCompile(`http://127\.0\.0\.1:\d+`).FindString(string(line[:n]))
+	return regexp.MustCompile(`https?://127\.0\.0\.1:\d+`).FindString(string(line[:n])), stop, func() int { return <-done }
+}
+
+func TestServeAndStatus(t *testing.T) {
+	dir, root := repository(t)
+	base, stop, wait := start(t, "--upstream", dir, "--root", root)
 	resp, err := http.Get(base + "/targets/" + target + ".f")
 	if err != nil {
 		t.Fatal(err)
 	}
 	body, _ := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	if string(body) != "content" {
-		t.Errorf("status %d: %q", resp.StatusCode, body)
+	if string(body) != string(content) {
+		t.Errorf("status %d, %d bytes", resp.StatusCode, len(body))
 	}
 
 	var table, doc bytes.Buffer
@@ -93,11 +114,109 @@ func TestServeAndStatus(t *testing.T) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 	stop()
-	if code := <-done; code != 0 {
+	if code := wait(); code != 0 {
 		t.Errorf("serve ended with %d", code)
 	}
 	if code, _ := execute(t.Context(), io.Discard, "status", base); code != cli.Offline {
 		t.Errorf("status of nobody: exit code %d", code)
+	}
+}
+
+// TestGracefulStop: a transfer that has begun ends well after the signal.
+func TestGracefulStop(t *testing.T) {
+	dir, root := repository(t)
+	base, stop, wait := start(t, "--upstream", dir, "--root", root)
+	resp, err := http.Get(base + "/targets/" + target + ".f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for { // until nobody listens any more
+		conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+		if err != nil {
+			break
+		}
+		conn.Close()
+	}
+	rest, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(append(first, rest...), content) {
+		t.Errorf("%d bytes, %v", len(rest)+1, err)
+	}
+	if code := wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+
+	base, stop, wait = start(t, "--upstream", dir, "--root", root, "--grace", "1ms")
+	resp, err = http.Get(base + "/targets/" + target + ".f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stop()
+	if code := wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if rest, err := io.ReadAll(resp.Body); err == nil && len(rest) != len(content) {
+		t.Errorf("cut off after %d bytes without an error", len(rest))
+	}
+}
+
+// TestTLS: by files, beside an admin address without.
+func TestTLS(t *testing.T) {
+	dir, root := repository(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile := filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+	if err := errors.Join(os.WriteFile(certFile, certPEM, 0o644), os.WriteFile(keyFile, keyPEM, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	base, stop, wait := start(t, "--upstream", dir, "--root", root, "--tls-cert", certFile, "--tls-key", keyFile, "--admin-listen", "127.0.0.1:0")
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	for name, maxVersion := range map[string]uint16{"any": 0, "1.1": tls.VersionTLS11} {
+		client := &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true,
+			TLSClientConfig: &tls.Config{RootCAs: pool, MaxVersion: maxVersion}}}
+		resp, err := client.Get(base + "/targets/" + target + ".f")
+		if maxVersion != 0 {
+			if err == nil {
+				t.Errorf("TLS %s was accepted", name)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || !bytes.Equal(body, content) || resp.ProtoMajor != 2 {
+			t.Errorf("HTTP/%d: %d bytes, %v", resp.ProtoMajor, len(body), err)
+		}
+		if resp, err := client.Get(base + "/readyz"); err != nil || resp.StatusCode != http.StatusNotFound {
+			t.Errorf("/readyz in public: %v, %v", resp, err)
+		}
+		client.CloseIdleConnections()
+	}
+	stop()
+	if code := wait(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
 
