@@ -97,7 +97,7 @@ func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 		if next == nil {
 			return res, res.verdict(s.removeStale(rep))
 		}
-		tried[next.SHA256] = true
+		tried[next.Path] = true
 		done := s.apply(ctx, next)
 		if ctx.Err() != nil && done.err != nil {
 			return res, res.verdict(context.Cause(ctx))
@@ -108,7 +108,7 @@ func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 
 func (r *Report) next(o *ApplyOptions, tried map[string]bool) *Item {
 	for _, it := range r.In(StateOffered) {
-		if o.wants(it.Product, it.Version) && !tried[it.SHA256] {
+		if o.wants(it.Product, it.Version) && !tried[it.Path] {
 			return it
 		}
 	}
@@ -161,8 +161,8 @@ type attempt struct {
 
 // apply takes an offered patch as far as it gets.
 func (s *session) apply(ctx context.Context, it *Item) Applied {
-	rec, err := s.journal.load(it.SHA256)
-	if err == nil && (rec == nil || rec.Path != it.Path || rec.Step == StepCommitted) {
+	rec, err := s.journal.load(recordKey(it.Path, it.SHA256))
+	if err == nil && (rec == nil || rec.Step == StepCommitted) {
 		rec = &Record{Path: it.Path, SHA256: it.SHA256}
 	}
 	if err != nil {
@@ -182,7 +182,9 @@ func (at *attempt) applied(err error) Applied {
 		Step: r.Step, Attempt: r.Attempts, Why: r.Why, Log: at.out.Log, Resumed: at.resumed,
 	}
 	if err != nil {
-		d.Why = err.Error()
+		if !errors.Is(err, ErrFailed) {
+			d.Why = err.Error()
+		}
 		d.err = fmt.Errorf("%s: %w", d.ID(), err)
 	}
 	return d
@@ -232,10 +234,10 @@ func (at *attempt) run(ctx context.Context, it *Item) error {
 	return at.install(context.WithoutCancel(ctx), file, path)
 }
 
-// downloads/<sha256, shortened>/<file>: an installer wants the file's name.
+// downloads/<key, shortened>/<file>: an installer wants the file's name.
 func (s *session) filePath(rec *Record) string {
 	_, _, _, file, _ := layout.SplitPatchPath(rec.Path)
-	return s.path("downloads", rec.SHA256[:16], file)
+	return s.path("downloads", rec.key()[:16], file)
 }
 
 func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
@@ -357,7 +359,7 @@ func (at *attempt) rollBack(ctx context.Context, why string) error {
 func (at *attempt) end(step Step, why string, err error) error {
 	r := at.rec
 	e := Event{
-		ID:   fmt.Sprintf("%.12s-%d-%d-%s", r.SHA256, r.Attempts, r.Updated.Unix(), step),
+		ID:   fmt.Sprintf("%.12s-%d-%d-%s", r.key(), r.Attempts, r.Updated.Unix(), step),
 		Time: at.opts.Now().UTC().Truncate(time.Second), Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
 		Path: r.Path, SHA256: r.SHA256, Step: step, Attempt: r.Attempts, Exit: at.out.Exit, Why: why,
 		Output: at.out.Output, Log: at.out.Log, Took: at.out.Took,
@@ -386,14 +388,14 @@ func (s *session) removeStale(rep *Report) error {
 	}
 	keep := make(map[string]bool)
 	for i := range rep.Patches {
-		keep[rep.Patches[i].SHA256[:16]] = true
+		keep[recordKey(rep.Patches[i].Path, rep.Patches[i].SHA256)[:16]] = true
 	}
 	records, err := s.journal.all()
 	if err != nil {
 		return err
 	}
 	for _, r := range records {
-		keep[r.SHA256[:16]] = keep[r.SHA256[:16]] || !r.final()
+		keep[r.key()[:16]] = keep[r.key()[:16]] || !r.final()
 	}
 	for _, e := range entries {
 		if len(e.Name()) == 16 && !keep[e.Name()] {

@@ -294,7 +294,7 @@ func TestTwoAgents(t *testing.T) {
 	if ok, err := lock.TryLock(); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	defer lock.Unlock() //nolint:errcheck
+	defer lock.Unlock()
 	f.wantApply("", agent.ErrBusy)
 	if _, err := f.agent().Check(t.Context()); !errors.Is(err, agent.ErrBusy) {
 		t.Errorf("Check: %v", err)
@@ -455,4 +455,18 @@ func TestUnsafeState(t *testing.T) {
 	f.enroll()
 	f.must(os.Chmod(filepath.Dir(f.dir), 0o777))
 	f.wantApply("", install.ErrUnsafe)
+}
+
+// Two versions with the same bytes are two patches.
+func TestSameContentTwice(t *testing.T) {
+	f := newFixture(t)
+	f.add("hello", "1.0", "hello.tar", program("1"))
+	f.publish()
+	f.enroll()
+	f.wantApply("hello 1.0 committed", nil)
+	f.add("hello", "1.1", "hello.tar", program("1"))
+	f.add("tools", "1.1", "hello.tar", program("1"))
+	f.publish()
+	f.wantApply("hello 1.1 committed, tools 1.1 committed", nil)
+	f.wantApply("", nil)
 }

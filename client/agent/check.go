@@ -85,8 +85,10 @@ type evaluation struct {
 // evaluate looks at each patch by the verified metadata that there is.
 func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) {
 	now := s.opts.Now()
-	e := &evaluation{session: s, now: now, trouble: trouble, found: map[string]string{}, failing: map[string]error{},
-		rep: &Report{Time: now, Ring: s.config.Ring, MachineID: s.config.MachineID, Fresh: trouble == nil, Patches: []Item{}}}
+	e := &evaluation{
+		session: s, now: now, trouble: trouble, found: map[string]string{}, failing: map[string]error{},
+		rep: &Report{Time: now, Ring: s.config.Ring, MachineID: s.config.MachineID, Fresh: trouble == nil, Patches: []Item{}},
+	}
 	st := s.client.Status()
 	for _, r := range st.Roles {
 		if r.SignedAt.After(e.rep.Verified) {
@@ -168,7 +170,7 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	}
 	if err != nil {
 		it.err = err
-		return it, nil
+		return it, nil //nolint:nilerr // it is in the item: the other patches are looked at all the same
 	}
 	it.patch = p
 	it.Title, it.Severity, it.Kind, it.Length = p.Title, p.Severity, p.Kind, t.Length
@@ -330,11 +332,11 @@ func (e *evaluation) journalled(it *Item) error {
 	if it.State != StateOffered && it.State != StateStale && it.State != StateWaiting {
 		return nil
 	}
-	r, err := e.journal.load(it.SHA256)
+	r, err := e.journal.load(recordKey(it.Path, it.SHA256))
 	if err != nil {
 		return err
 	}
-	if r == nil || r.Path != it.Path {
+	if r == nil {
 		return nil
 	}
 	switch {

@@ -60,10 +60,14 @@ func TestConditions(t *testing.T) {
 			p := &patch.Patch{Format: 1, ID: "hello@9.9/any", Product: "hello", Version: "9.9", Platform: "any", Kind: patch.KindArchive, Released: time.Now().UTC()}
 			f.sign("product-hello", f.plan.Entries[0].Patch, program("1.1"), p)
 		}, agent.StateRefused, "does not vouch for it", "product", nil},
-		{"no patch metadata", func(f *fixture) { f.repo.Targets["product-hello"].Signed.Targets[offered(f).Patch].Custom = nil },
-			agent.StateRefused, "does not vouch for it", "product", nil},
-		{"halted", func(f *fixture) { offered(f); f.halts.Halts = []rollout.Halt{halt("h1")} },
-			agent.StateHalted, "stopped since 2026-01-03T00:00:00Z by ada: it crashes", "halt", nil},
+		{
+			"no patch metadata", func(f *fixture) { f.repo.Targets["product-hello"].Signed.Targets[offered(f).Patch].Custom = nil },
+			agent.StateRefused, "does not vouch for it", "product", nil,
+		},
+		{
+			"halted", func(f *fixture) { offered(f); f.halts.Halts = []rollout.Halt{halt("h1")} },
+			agent.StateHalted, "stopped since 2026-01-03T00:00:00Z by ada: it crashes", "halt", nil,
+		},
 		{"halted by sha256", func(f *fixture) {
 			e := offered(f)
 			h := halt("h1")
@@ -99,13 +103,17 @@ func TestConditions(t *testing.T) {
 			f.must(err)
 			f.halts.Halts[0].Product = "base"
 		}, agent.StateHalted, "it crashes", "halt", nil},
-		{"paused", func(f *fixture) { e := offered(f); e.Paused, e.PausedReason = true, "wait for QA" },
-			agent.StateWaiting, "paused: wait for QA", "paused", nil},
-		{"not yet", func(f *fixture) { offered(f).NotBefore = time.Now().Add(time.Hour) }, agent.StateWaiting, "it starts at", "not-before", nil},
-		{"not its step", func(f *fixture) {
-			offered(f).Steps = []rollout.Step{{At: 0, Percent: 0}, {At: 1 << 27, Percent: rollout.All}}
+		{
+			"paused", func(f *fixture) { e := offered(f); e.Paused, e.PausedReason = true, "wait for QA" },
+			agent.StateWaiting, "paused: wait for QA", "paused", nil,
 		},
-			agent.StateWaiting, "this machine comes at", "step", nil},
+		{"not yet", func(f *fixture) { offered(f).NotBefore = time.Now().Add(time.Hour) }, agent.StateWaiting, "it starts at", "not-before", nil},
+		{
+			"not its step", func(f *fixture) {
+				offered(f).Steps = []rollout.Step{{At: 0, Percent: 0}, {At: 1 << 27, Percent: rollout.All}}
+			},
+			agent.StateWaiting, "this machine comes at", "step", nil,
+		},
 		{"outside its window", func(f *fixture) {
 			later := time.Now().Add(2 * time.Hour)
 			offered(f).Windows = []rollout.Window{{From: later.Format("15:04"), To: later.Add(time.Minute).Format("15:04")}}
@@ -121,8 +129,10 @@ func TestConditions(t *testing.T) {
 			f.add("hello", "1.2", "hello.tar", program("1.2"), func(p *patch.Patch) { p.Applies.MinVersion = "1.1" })
 		}, agent.StateNotApplicable, "needs at least 1.1", "applies", nil},
 		{"installed", func(f *fixture) { installed(f.T, f, "1.1"); offered(f) }, agent.StateInstalled, "this version is installed", "installed", nil},
-		{"downgrade", func(f *fixture) { installed(f.T, f, "1.2"); offered(f) },
-			agent.StateNotApplicable, "1.2 is installed, which is newer", "version", nil},
+		{
+			"downgrade", func(f *fixture) { installed(f.T, f, "1.2"); offered(f) },
+			agent.StateNotApplicable, "1.2 is installed, which is newer", "version", nil,
+		},
 		{"downgrade the ring asks for", func(f *fixture) {
 			installed(f.T, f, "1.2")
 			offered(f)
@@ -142,8 +152,10 @@ func TestConditions(t *testing.T) {
 			offered(f)
 			f.plan.MinimumSafe = map[string]string{"hello": "1.0"}
 		}, agent.StateNotApplicable, "the plan still holds hello 1.2", "version", nil},
-		{"new, but below the safe version", func(f *fixture) { offered(f); f.plan.MinimumSafe = map[string]string{"hello": "2"} },
-			agent.StateRefused, "not fall below 2", "minimum-safe", nil},
+		{
+			"new, but below the safe version", func(f *fixture) { offered(f); f.plan.MinimumSafe = map[string]string{"hello": "2"} },
+			agent.StateRefused, "not fall below 2", "minimum-safe", nil,
+		},
 		{"kind not taken", func(f *fixture) {
 			offered(f)
 			f.publish()
@@ -152,8 +164,10 @@ func TestConditions(t *testing.T) {
 			_, err := agent.Enroll(f.Context(), o)
 			f.must(err)
 		}, agent.StateNotApplicable, "does not take patches of kind archive", "kind", nil},
-		{"older of two", func(f *fixture) { f.add("hello", "1.2", "hello.tar", program("1.2")); offered(f) },
-			agent.StateSuperseded, "hello 1.2 is offered", "newest", nil},
+		{
+			"older of two", func(f *fixture) { f.add("hello", "1.2", "hello.tar", program("1.2")); offered(f) },
+			agent.StateSuperseded, "hello 1.2 is offered", "newest", nil,
+		},
 		{"expired", func(f *fixture) {
 			offered(f)
 			f.publish()

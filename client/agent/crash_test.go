@@ -55,13 +55,15 @@ func TestKilledAtEachStep(t *testing.T) {
 			}
 			return ""
 		}},
-		{"command", func(f *fixture, dir string) { f.add("hello", "1.1", "hello.bin", []byte("x"), counted(dir)) },
+		{
+			"command", func(f *fixture, dir string) { f.add("hello", "1.1", "hello.bin", []byte("x"), counted(dir)) },
 			func(f *fixture, dir string) string {
 				if got := f.read(dir, "runs"); got != "1.1\n" {
 					return "installed: " + got
 				}
 				return ""
-			}},
+			},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			points := map[string]bool{}

@@ -64,7 +64,7 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Config, error) {
 	if ok, err := lock.TryLock(); err != nil || !ok {
 		return nil, errors.Join(fmt.Errorf("%w on %s", ErrBusy, dir), err)
 	}
-	defer lock.Unlock() //nolint:errcheck // the process ends
+	defer lock.Unlock()
 
 	scratch, err := os.MkdirTemp(dir, ".enroll-")
 	if err != nil {

@@ -39,8 +39,10 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, repo: tuftest.New(), dir: filepath.Join(t.TempDir(), "state"), root: filepath.Join(t.TempDir(), "root"),
-		plan: &rollout.Plan{Format: 1, Ring: "users", Entries: []rollout.Entry{}}, halts: &rollout.Halts{Format: 1, Halts: []rollout.Halt{}}}
+	f := &fixture{
+		T: t, repo: tuftest.New(), dir: filepath.Join(t.TempDir(), "state"), root: filepath.Join(t.TempDir(), "root"),
+		plan: &rollout.Plan{Format: 1, Ring: "users", Entries: []rollout.Entry{}}, halts: &rollout.Halts{Format: 1, Halts: []rollout.Halt{}},
+	}
 	for _, d := range []tuftest.Delegation{
 		{Role: "product-hello", Terminating: true, Paths: layout.ProductPatterns("hello")},
 		{Role: "product-base", Terminating: true, Paths: layout.ProductPatterns("base")},
@@ -79,8 +81,10 @@ func (f *fixture) must(err error) {
 // add puts a patch under its product's role and approves it for ring users.
 func (f *fixture) add(product, version, file string, content []byte, change ...func(*patch.Patch)) *rollout.Entry {
 	f.Helper()
-	p := &patch.Patch{Format: 1, ID: patch.MakeID(product, version, "any"), Product: product, Version: version, Platform: "any",
-		Kind: patch.KindOf(file), Released: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	p := &patch.Patch{
+		Format: 1, ID: patch.MakeID(product, version, "any"), Product: product, Version: version, Platform: "any",
+		Kind: patch.KindOf(file), Released: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	}
 	for _, c := range change {
 		c(p)
 	}
@@ -88,7 +92,8 @@ func (f *fixture) add(product, version, file string, content []byte, change ...f
 	f.sign(layout.ProductRole(product), path, content, p)
 	sum := sha256.Sum256(content)
 	f.plan.Entries = append(f.plan.Entries, rollout.Entry{
-		Patch: path, SHA256: hex.EncodeToString(sum[:]), NotBefore: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)})
+		Patch: path, SHA256: hex.EncodeToString(sum[:]), NotBefore: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC),
+	})
 	return &f.plan.Entries[len(f.plan.Entries)-1]
 }
 
@@ -111,8 +116,10 @@ func (f *fixture) sign(role, path string, content []byte, p *patch.Patch) {
 }
 
 func (f *fixture) enrollment() agent.EnrollOptions {
-	return agent.EnrollOptions{Dir: f.dir, Servers: []string{f.srv.URL}, Root: f.repo.Published["root"][0], Ring: "users",
-		MachineID: "machine-1", InstallRoot: f.root, Now: f.opts.Now}
+	return agent.EnrollOptions{
+		Dir: f.dir, Servers: []string{f.srv.URL}, Root: f.repo.Published["root"][0], Ring: "users",
+		MachineID: "machine-1", InstallRoot: f.root, Now: f.opts.Now,
+	}
 }
 
 func (f *fixture) enroll() {

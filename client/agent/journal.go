@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -37,7 +39,7 @@ const (
 // MaxAttempts is how often a patch is tried before it waits for a person.
 const MaxAttempts = 3
 
-// Record is the journal of one patch: patches/<sha256>.json.
+// Record is the journal of one patch: patches/<key>.json.
 type Record struct {
 	Path     string        `json:"path"`
 	SHA256   string        `json:"sha256"`
@@ -51,6 +53,15 @@ type Record struct {
 	Why      string        `json:"why,omitempty"`
 	Updated  time.Time     `json:"updated"`
 }
+
+// recordKey names a patch's record: the SHA-256 of its path and content, as two
+// versions may have the same content.
+func recordKey(path, sum string) string {
+	key := sha256.Sum256([]byte(path + "\x00" + sum))
+	return hex.EncodeToString(key[:])
+}
+
+func (r *Record) key() string { return recordKey(r.Path, r.SHA256) }
 
 // journal is the directory of records.
 type journal struct {
@@ -69,7 +80,7 @@ func (j *journal) save(r *Record, step Step, why string) error {
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(j.dir, r.SHA256+".json"), r); err != nil {
+	if err := writeJSON(filepath.Join(j.dir, r.key()+".json"), r); err != nil {
 		return fmt.Errorf("write journal of %s: %w", r.Patch.ID, err)
 	}
 	atStep("after " + string(step))
@@ -77,13 +88,13 @@ func (j *journal) save(r *Record, step Step, why string) error {
 }
 
 // load returns the record of a patch, nil if there is none.
-func (j *journal) load(sha256 string) (*Record, error) {
+func (j *journal) load(key string) (*Record, error) {
 	var r *Record
-	if err := readJSON(filepath.Join(j.dir, sha256+".json"), &r); err != nil {
+	if err := readJSON(filepath.Join(j.dir, key+".json"), &r); err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
 	}
-	if r != nil && (r.Patch == nil || r.SHA256 != sha256 || r.Patch.Check() != nil || !r.Patch.MatchesPath(r.Path)) {
-		return nil, fmt.Errorf("read journal: %s.json is damaged", sha256)
+	if r != nil && (r.Patch == nil || r.key() != key || r.Patch.Check() != nil || !r.Patch.MatchesPath(r.Path)) {
+		return nil, fmt.Errorf("read journal: %s.json is damaged", key)
 	}
 	return r, nil
 }
@@ -99,11 +110,11 @@ func (j *journal) all() ([]*Record, error) {
 	}
 	var out []*Record
 	for _, e := range entries {
-		sum, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || !layout.IsSHA256(sum) {
+		key, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || !layout.IsSHA256(key) {
 			continue
 		}
-		r, err := j.load(sum)
+		r, err := j.load(key)
 		if err != nil {
 			return nil, err
 		}
@@ -116,7 +127,7 @@ func (j *journal) all() ([]*Record, error) {
 }
 
 func (j *journal) remove(r *Record) error {
-	err := os.Remove(filepath.Join(j.dir, r.SHA256+".json"))
+	err := os.Remove(filepath.Join(j.dir, r.key()+".json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -25,7 +25,7 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	for {
 		res, err := a.Apply(ctx, ApplyOptions{})
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // being told to stop is no error
 		}
 		if o.Each != nil {
 			o.Each(res, err)
@@ -42,5 +42,5 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 
 // jitter spreads a fleet's looks: 75 to 125 % of d.
 func jitter(d time.Duration) time.Duration {
-	return d - d/4 + rand.N(d/2+1) //nolint:gosec // no secret
+	return d - d/4 + rand.N(d/2+1)
 }

@@ -92,7 +92,7 @@ func (x *extraction) tar(r io.Reader) error {
 	tr := tar.NewReader(r)
 	for {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -300,7 +300,7 @@ func (c *counter) Read(p []byte) (int, error) {
 		n, err = int(c.left), errors.New("it unpacks to more than is allowed")
 	}
 	c.left -= int64(n)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		c.err = err
 	}
 	return n, err

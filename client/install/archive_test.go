@@ -106,8 +106,10 @@ func TestArchiveInstallSwitchAndRollback(t *testing.T) {
 		b := newBench(t)
 		program := func(version string) []entry {
 			return []entry{
-				{name: "bin/", kind: tar.TypeDir}, {name: "bin/hello", body: "#!/bin/sh\necho " + version + "\n", mode: 0o4777},
-				{name: "./share/doc/ü x.txt", body: version}, {name: "hi", body: "bin/hello", kind: tar.TypeSymlink},
+				{name: "bin/", kind: tar.TypeDir},
+				{name: "bin/hello", body: "#!/bin/sh\necho " + version + "\n", mode: 0o4777},
+				{name: "./share/doc/ü x.txt", body: version},
+				{name: "hi", body: "bin/hello", kind: tar.TypeSymlink},
 				{name: "share/up", body: "../bin/hello", kind: tar.TypeSymlink},
 			}
 		}

@@ -86,7 +86,7 @@ func (in *Installer) detectDeb(ctx context.Context, p *patch.Patch, known Known)
 	if in.System != "" {
 		// Without a database there is nothing installed; dpkg-query would fail.
 		if _, err := os.Stat(filepath.Join(in.System, "var/lib/dpkg/status")); err != nil {
-			return "", nil //nolint:nilerr
+			return "", nil //nolint:nilerr // as it says
 		}
 	}
 	if _, err := lookPath("dpkg-query"); err != nil {
