@@ -2,9 +2,12 @@ package cmd_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,24 +28,35 @@ import (
 //
 //	exits CODE program args…       the program ends with that exit code
 //	mirror NAME args…              patchkeep-mirror serve on a free port, in $NAME its URL
+//	current NAME                   waits until it serves what is published in repo
 //	stop NAME                      and stops it
 //	s3                             a real S3 service: $S3 is a --repo, AWS_… give access
 //	flip FILE OFFSET               flips a bit
 func TestScripts(t *testing.T) {
 	bin := buildPrograms(t)
+	deb := debianPackage(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 			env.Setenv("HOME", env.WorkDir)
+			for _, field := range []string{"Package", "Version"} {
+				out, err := exec.Command("dpkg-deb", "-f", deb, field).Output()
+				if err != nil {
+					return fmt.Errorf("read %s of %s: %w", field, deb, err)
+				}
+				name := map[string]string{"Package": "DEB_PRODUCT", "Version": "DEB_VERSION"}[field]
+				env.Setenv(name, strings.TrimSpace(string(out)))
+			}
+			env.Setenv("DEB", deb)
 			env.Setenv("PATCHKEEP_KEY_PASSWORD", "correct horse")
 			env.Setenv("PATCHKEEP_REPO", filepath.Join(env.WorkDir, "repo"))
 			env.Setenv("PATCHKEEP_KEYS", filepath.Join(env.WorkDir, "keys"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "mirror": startMirror, "stop": stopMirror, "s3": startS3, "flip": flip,
+			"exits": exits, "mirror": startMirror, "stop": stopMirror, "s3": startS3, "flip": flip, "current": current,
 		},
 	})
 }
@@ -55,6 +69,35 @@ func buildPrograms(t *testing.T) string {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	return bin
+}
+
+// debianPackage is a package that Debian publishes, in CI, which fetches one
+// and names it in PATCHKEEP_TEST_DEB; elsewhere one that dpkg-deb builds here.
+func debianPackage(t *testing.T) string {
+	t.Helper()
+	if deb := os.Getenv("PATCHKEEP_TEST_DEB"); deb != "" {
+		return deb
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("PATCHKEEP_TEST_DEB is not set: .ci/run fetches a package and names it there")
+	}
+	dir := filepath.Join(t.TempDir(), "greet")
+	for name, content := range map[string]string{
+		"DEBIAN/control":       "Package: greet\nVersion: 1.2-3\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: greets\n",
+		"usr/share/greet/text": "hello\n",
+	} {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir).CombinedOutput(); err != nil {
+		t.Fatalf("dpkg-deb: %v\n%s", err, out)
+	}
+	return dir + ".deb"
 }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {
@@ -148,6 +191,7 @@ func startMirror(ts *testscript.TestScript, neg bool, args []string) {
 	case url := <-found:
 		ts.Setenv(args[0], url)
 		serversOf(ts).stop[args[0]] = stop
+		waitReady(ts, url)
 	case <-done:
 		cmd.Wait()
 		ts.Fatalf("mirror %s ended:\n%s", args[0], log.String())
@@ -155,6 +199,41 @@ func startMirror(ts *testscript.TestScript, neg bool, args []string) {
 		stop()
 		ts.Fatalf("mirror %s does not listen", args[0])
 	}
+}
+
+// waitReady waits until a mirror has its first view.
+func waitReady(ts *testscript.TestScript, url string) {
+	for range 100 {
+		resp, err := http.Get(url + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	ts.Fatalf("%s does not become ready", url)
+}
+
+// current waits until a mirror serves the timestamp that lies in repo.
+func current(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: current NAME")
+	}
+	want, err := os.ReadFile(ts.MkAbs("repo/metadata/timestamp.json"))
+	ts.Check(err)
+	for range 200 {
+		if resp, err := http.Get(ts.Getenv(args[0]) + "/metadata/timestamp.json"); err == nil {
+			got, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err == nil && bytes.Equal(got, want) {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	ts.Fatalf("%s does not catch up", args[0])
 }
 
 func stopMirror(ts *testscript.TestScript, neg bool, args []string) {

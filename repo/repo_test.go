@@ -311,7 +311,7 @@ func refusalsChangeNothing(t *testing.T, f *fixture) {
 		{"unknown ring", func() error {
 			_, err := f.repo.StartRollout(ctx, repo.Rollout{Product: "hello", Version: "1.0", Ring: "moon"}, false)
 			return err
-		}, fs.ErrNotExist},
+		}, repo.ErrUnknownRing},
 		{"unknown version", func() error {
 			_, err := f.repo.StartRollout(ctx, repo.Rollout{Product: "hello", Version: "9", Ring: "users"}, false)
 			return err

@@ -33,6 +33,8 @@ var (
 	ErrExpired = errors.New("metadata expired")
 	// ErrKeys says that the given keys do not reach a role's threshold.
 	ErrKeys = errors.New("keys missing")
+	// ErrUnknownRing says that the repository has no such ring.
+	ErrUnknownRing = errors.New("unknown ring")
 	// ErrNoRepository says that the store holds no repository.
 	ErrNoRepository = errors.New("no repository")
 	// ErrBusy says that other publishers won every race.

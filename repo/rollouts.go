@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -96,7 +97,7 @@ type Rollout struct {
 
 // StartRollout has a ring approve all files of a version, each with its
 // content. A version that the ring has approved already is ErrExists; an
-// unknown ring or patch is fs.ErrNotExist.
+// unknown ring is ErrUnknownRing, an unknown patch fs.ErrNotExist.
 func (r *Repository) StartRollout(ctx context.Context, ro Rollout, dryRun bool) (*Change, error) {
 	return r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
 		p, err := d.ringPlan(ctx, ro.Ring)
@@ -130,7 +131,7 @@ func (d *draft) ringPlan(ctx context.Context, ring string) (*rollout.Plan, error
 		return nil, fmt.Errorf("ring: %w", err)
 	}
 	if !slices.Contains(d.base.rings(), ring) {
-		return nil, fmt.Errorf("unknown ring %s (there are %v): %w", ring, d.base.rings(), fs.ErrNotExist)
+		return nil, fmt.Errorf("%w %s (there are %s)", ErrUnknownRing, ring, strings.Join(d.base.rings(), ", "))
 	}
 	return d.readPlan(ctx, ring)
 }

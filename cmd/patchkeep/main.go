@@ -32,6 +32,7 @@ var rules = []cli.Rule{
 	{Target: tuf.ErrNotTrusted, Code: cli.NotTrusted},
 	{Target: repo.ErrExists, Code: cli.Conflict},
 	{Target: repo.ErrBusy, Code: cli.Conflict},
+	{Target: repo.ErrUnknownRing, Code: cli.Usage},
 	{Target: store.ErrConflict, Code: cli.Conflict},
 	{Target: fs.ErrExist, Code: cli.Conflict},
 	{Target: store.ErrUnreachable, Code: cli.Offline},

@@ -5,6 +5,9 @@
 package patch
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -254,6 +257,30 @@ func (p *Patch) ToCustom() (json.RawMessage, error) {
 		return nil, fmt.Errorf("%w: %d bytes of metadata, at most %d are allowed", ErrBad, len(raw), MaxSize)
 	}
 	return document.Encode(custom{raw}, nil)
+}
+
+// Digest is the SHA-256, in lower-case hex, of all that a product says about a
+// patch: of custom.patchkeep with sorted names and without white space, so that
+// it is the same however the metadata was written. A plan approves by it not
+// only the bytes of a patch but also its recipes and where it applies.
+func Digest(raw json.RawMessage) (string, error) {
+	var c custom
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(c.Patchkeep))
+	dec.UseNumber()
+	var v map[string]any
+	if err := dec.Decode(&v); err != nil {
+		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
+	}
+	h := sha256.New()
+	enc := json.NewEncoder(h)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // MatchesPath reports whether the patch says of itself what its target path

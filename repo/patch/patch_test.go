@@ -1,6 +1,7 @@
 package patch
 
 import (
+	"encoding/json"
 	"errors"
 	"reflect"
 	"strings"
@@ -43,6 +44,43 @@ func TestCustomRoundTrip(t *testing.T) {
 	for _, none := range []string{"", `{}`, `{"other":1}`} {
 		if p, err := FromCustom([]byte(none)); p != nil || err != nil {
 			t.Errorf("FromCustom(%q) = %v, %v; want neither", none, p, err)
+		}
+	}
+}
+
+func TestDigest(t *testing.T) {
+	p := valid()
+	raw, err := p.ToCustom()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Digest(raw)
+	if err != nil || len(want) != 64 {
+		t.Fatalf("Digest = %q, %v", want, err)
+	}
+	// Order and white space do not count, and neither does what is beside.
+	var v map[string]map[string]any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatal(err)
+	}
+	v["other"] = map[string]any{"x": 1}
+	spaced, err := json.MarshalIndent(v, " ", "\t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Digest(spaced); got != want || err != nil {
+		t.Errorf("Digest of the same, written otherwise = %q, %v; want %q", got, err, want)
+	}
+	p.Install.Argv[0] = "rm"
+	if raw, err = p.ToCustom(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Digest(raw); got == want || err != nil {
+		t.Errorf("another recipe has the same digest: %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "{}", "[]", `{"patchkeep":1}`} {
+		if _, err := Digest([]byte(bad)); !errors.Is(err, ErrBad) {
+			t.Errorf("Digest(%q) = %v, want ErrBad", bad, err)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type State struct {
 type Candidate struct {
 	Path    string // target path
 	SHA256  string // lower-case hex
+	Meta    string // patch.Digest of what the product says about it
 	Product string
 }
 
@@ -102,6 +103,10 @@ func Decide(dev Device, st State, c Candidate, now time.Time) Decision {
 	yes("plan", fmt.Sprintf("ring %s has approved it", dev.Ring))
 	if e.SHA256 != c.SHA256 {
 		return no("sha256", fmt.Sprintf("ring %s approved other content (sha256 %.12s…) than the product now offers (%.12s…)", dev.Ring, e.SHA256, c.SHA256))
+	}
+	// The recipes run with all rights: who approves the bytes approves them too.
+	if e.Meta != "" && e.Meta != c.Meta {
+		return no("sha256", fmt.Sprintf("ring %s approved other recipes or applicability than the product now signs for the same content", dev.Ring))
 	}
 	yes("sha256", "the approved content is the offered one")
 

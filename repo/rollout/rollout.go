@@ -58,6 +58,7 @@ type Plan struct {
 type Entry struct {
 	Patch     string    `json:"patch"`  // target path
 	SHA256    string    `json:"sha256"` // lower-case hex
+	Meta      string    `json:"meta_sha256,omitempty"` // patch.Digest of what the product says about it; "": not looked at
 	NotBefore time.Time `json:"not_before"`
 	Steps     []Step    `json:"steps,omitempty"`   // none: everyone from NotBefore
 	Windows   []Window  `json:"windows,omitempty"` // none: at any time
@@ -234,6 +235,9 @@ func (e *Entry) check() error {
 	}
 	if !layout.IsSHA256(e.SHA256) {
 		return fmt.Errorf("%q is not a SHA-256", e.SHA256)
+	}
+	if e.Meta != "" && !layout.IsSHA256(e.Meta) {
+		return fmt.Errorf("meta_sha256 %q is not a SHA-256", e.Meta)
 	}
 	if e.NotBefore.IsZero() {
 		return errors.New("not_before is missing")
