@@ -181,7 +181,7 @@ func (m *Mirror) Close() error {
 func (m *Mirror) Run(ctx context.Context) {
 	for tries := 0; ; tries++ {
 		if err := m.Refresh(ctx); err != nil && ctx.Err() == nil {
-			zerolog.Ctx(ctx).Warn().Err(err).Msg("no upstream has a usable repository")
+			zerolog.Ctx(ctx).Debug().Err(err).Msg("no upstream has a usable repository")
 		}
 		delay := m.cfg.Poll
 		if m.shown.Load() == nil {
@@ -218,7 +218,7 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", u, err))
 			if was == nil {
-				zerolog.Ctx(ctx).Warn().Err(err).Stringer("upstream", u).Msg("upstream refused")
+				zerolog.Ctx(ctx).Warn().Err(err).Stringer("upstream", u).Msg("upstream cannot be used")
 			}
 		} else if was != nil {
 			zerolog.Ctx(ctx).Info().Stringer("upstream", u).Msg("upstream is back")
