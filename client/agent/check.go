@@ -176,6 +176,12 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	it.Title, it.Severity, it.Kind, it.Length = p.Title, p.Severity, p.Kind, t.Length
 	it.yes("product", fmt.Sprintf("role %s, version %d, vouches for it", t.Role, t.RoleVersion))
 
+	meta, err := patch.Digest(t.Custom)
+	if err != nil {
+		it.no(StateRefused, "product", "its product does not vouch for it: "+err.Error())
+		it.err = err
+		return it, nil //nolint:nilerr // it is in the item
+	}
 	first := e.seen[entry.SHA256+" "+entry.Patch]
 	if entry.Deadline > 0 && !first.IsZero() {
 		it.Deadline = first.Add(time.Duration(entry.Deadline) * time.Second)
@@ -183,7 +189,7 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	d := rollout.Decide(
 		rollout.Device{ID: e.config.MachineID, Ring: e.config.Ring},
 		rollout.State{Plan: e.plan, Halts: e.halts, FirstSeen: first},
-		rollout.Candidate{Path: entry.Patch, SHA256: t.SHA256, Product: p.Product}, e.now)
+		rollout.Candidate{Path: entry.Patch, SHA256: t.SHA256, Meta: meta, Product: p.Product}, e.now)
 	it.Trace = append(it.Trace, d.Trace...)
 	it.Overdue = d.Overdue
 	if d.Install {

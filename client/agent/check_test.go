@@ -68,6 +68,13 @@ func TestConditions(t *testing.T) {
 			"halted", func(f *fixture) { offered(f); f.halts.Halts = []rollout.Halt{halt("h1")} },
 			agent.StateHalted, "stopped since 2026-01-03T00:00:00Z by ada: it crashes", "halt", nil,
 		},
+		{"other recipes than those approved", func(f *fixture) { offered(f).Meta = other }, agent.StateRefused, "approved other recipes", "sha256", nil},
+		{"the recipes that were approved", func(f *fixture) {
+			e := offered(f)
+			var err error
+			e.Meta, err = patch.Digest(*f.repo.Targets["product-hello"].Signed.Targets[e.Patch].Custom)
+			f.must(err)
+		}, agent.StateOffered, "", "fresh", nil},
 		{"halted by sha256", func(f *fixture) {
 			e := offered(f)
 			h := halt("h1")

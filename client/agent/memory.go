@@ -48,7 +48,7 @@ func (a *Agent) allHalts(published []rollout.Halt, plan *rollout.Plan) ([]rollou
 	all := slices.SortedFunc(maps.Values(known), func(a, b rollout.Halt) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(haltKey(a), haltKey(b)))
 	})
-	if slices.Equal(all, seen) {
+	if slices.EqualFunc(all, seen, func(a, b rollout.Halt) bool { return haltKey(a) == haltKey(b) }) {
 		return all, nil
 	}
 	if err := writeJSON(a.path(haltsFile), all); err != nil {
