@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -308,16 +309,40 @@ func readYAML(file string, v any) error {
 	if err := yaml.Unmarshal(data, &doc); err != nil {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
-	raw, err := json.Marshal(doc)
+	raw, err := json.Marshal(textKeys(doc))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
+		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Type.Kind() == reflect.String {
+			return fmt.Errorf("read %s: %s: a text is wanted here, not a %s: put it in quotes", file, wrong.Field, wrong.Value)
+		}
 		return fmt.Errorf("read %s: %w", file, err)
 	}
 	return nil
+}
+
+// textKeys makes the keys of maps texts, as JSON has them: YAML has numbers too.
+func textKeys(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k := range v {
+			v[k] = textKeys(v[k])
+		}
+	case map[any]any:
+		m := make(map[string]any, len(v))
+		for k, e := range v {
+			m[fmt.Sprint(k)] = textKeys(e)
+		}
+		return m
+	case []any:
+		for i := range v {
+			v[i] = textKeys(v[i])
+		}
+	}
+	return v
 }
 
 func newPatchList(a *app) *cobra.Command {

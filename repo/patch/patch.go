@@ -27,6 +27,7 @@ const Format = 1
 // Bounds on what is read; beyond them a patch is refused.
 const (
 	MaxSize    = 64 << 10 // bytes of custom.patchkeep
+	maxCustom  = 1 << 20  // bytes of custom, others' fields included
 	maxText    = 4 << 10  // bytes of a free text
 	maxList    = 256      // entries of a list
 	maxArgs    = 128      // arguments of a recipe
@@ -235,7 +236,7 @@ func FromCustom(raw json.RawMessage) (*Patch, error) {
 		return nil, nil
 	}
 	var c custom
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if _, err := document.Decode(raw, maxCustom, &c); err != nil {
 		return nil, fmt.Errorf("%w: custom: %w", ErrBad, err)
 	}
 	if len(c.Patchkeep) == 0 {

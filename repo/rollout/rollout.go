@@ -56,8 +56,8 @@ type Plan struct {
 
 // Entry approves one patch, by path and by content.
 type Entry struct {
-	Patch     string    `json:"patch"`  // target path
-	SHA256    string    `json:"sha256"` // lower-case hex
+	Patch     string    `json:"patch"`                 // target path
+	SHA256    string    `json:"sha256"`                // lower-case hex
 	Meta      string    `json:"meta_sha256,omitempty"` // patch.Digest of what the product says about it; "": not looked at
 	NotBefore time.Time `json:"not_before"`
 	Steps     []Step    `json:"steps,omitempty"`   // none: everyone from NotBefore
@@ -72,7 +72,35 @@ type Entry struct {
 	Paused       bool   `json:"paused,omitempty"`
 	PausedReason string `json:"paused_reason,omitempty"`
 	Change       string `json:"change,omitempty"` // id of the change record
+
+	Unknown document.Unknown `json:"-"`
 }
+
+// plainEntry and plainHalt are the types without the methods, which would call
+// themselves.
+type (
+	plainEntry Entry
+	plainHalt  Halt
+)
+
+// UnmarshalJSON keeps the fields that it does not know: entries are written
+// again whenever their plan changes.
+func (e *Entry) UnmarshalJSON(data []byte) (err error) {
+	e.Unknown, err = document.Decode(data, MaxPlanSize, (*plainEntry)(e))
+	return err
+}
+
+// MarshalJSON writes the fields that it does not know too.
+func (e Entry) MarshalJSON() ([]byte, error) { return document.Encode(plainEntry(e), e.Unknown) }
+
+// UnmarshalJSON keeps the fields that it does not know.
+func (h *Halt) UnmarshalJSON(data []byte) (err error) {
+	h.Unknown, err = document.Decode(data, MaxHaltsSize, (*plainHalt)(h))
+	return err
+}
+
+// MarshalJSON writes the fields that it does not know too.
+func (h Halt) MarshalJSON() ([]byte, error) { return document.Encode(plainHalt(h), h.Unknown) }
 
 // Step lets Percent of the ring's machines in, At seconds after NotBefore.
 type Step struct {
@@ -98,17 +126,13 @@ func (p Percent) String() string {
 
 // UnmarshalJSON reads a number of percent.
 func (p *Percent) UnmarshalJSON(data []byte) error {
-	var n json.Number
-	if err := json.Unmarshal(data, &n); err != nil {
-		return err
-	}
-	f, err := n.Float64()
-	if err != nil {
+	var f float64
+	if err := json.Unmarshal(data, &f); err != nil {
 		return err
 	}
 	h := math.Round(f * 100)
 	if math.Abs(h-f*100) > 1e-6 || h < 0 || h > float64(All) {
-		return fmt.Errorf("%s is not a percentage from 0 to 100 with at most two decimals", n)
+		return fmt.Errorf("%s is not a percentage from 0 to 100 with at most two decimals", data)
 	}
 	*p = Percent(h)
 	return nil
@@ -132,6 +156,8 @@ type Halt struct {
 	Since   time.Time `json:"since"`
 	Reason  string    `json:"reason"`
 	By      string    `json:"by"`
+
+	Unknown document.Unknown `json:"-"`
 }
 
 // Matches reports whether the halt stops the patch.

@@ -197,7 +197,7 @@ func TestDecideProperties(t *testing.T) {
 }
 
 func TestPlanRoundTripKeepsUnknownFields(t *testing.T) {
-	in := `{"entries":[{"patch":"` + pathA + `","sha256":"` + sumA + `","not_before":"2026-03-02T09:00:00Z","steps":[{"at":0,"percent":12.5},{"at":60,"percent":100}]}],"format":1,"later":[1],"ring":"users"}`
+	in := `{"entries":[{"not_before":"2026-03-02T09:00:00Z","patch":"` + pathA + `","sha256":"` + sumA + `","steps":[{"at":0,"percent":12.5},{"at":60,"percent":100}],"window_policy":{"missed":"skip"}}],"format":1,"later":[1],"ring":"users"}`
 	p, err := ParsePlan([]byte(in))
 	if err != nil {
 		t.Fatal(err)

@@ -26,7 +26,8 @@ type Unknown map[string]json.RawMessage
 
 // Decode reads one JSON object of at most limit bytes into v, a pointer to a
 // struct, and returns the top-level fields that v has no place for. Field names
-// match exactly, an object may not name a field twice, nothing may follow.
+// match exactly, also in structs within, whose unknown fields are dropped; an
+// object may not name a field twice, nothing may follow.
 func Decode(data []byte, limit int, v any) (Unknown, error) {
 	if len(data) > limit {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrBad, len(data), limit)
@@ -41,20 +42,15 @@ func Decode(data []byte, limit int, v any) (Unknown, error) {
 	if err := json.Unmarshal(data, &all); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBad, err)
 	}
-	known := make(map[string]json.RawMessage)
-	for name := range fields(reflect.TypeOf(v).Elem()) {
-		if raw, ok := all[name]; ok {
-			known[name] = raw
-			delete(all, name)
-		}
-	}
-	// encoding/json folds case: give it exact matches only.
-	exact, err := json.Marshal(known)
+	known, err := exact(data, reflect.TypeOf(v).Elem(), true)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBad, err)
 	}
-	if err := json.Unmarshal(exact, v); err != nil {
+	if err := json.Unmarshal(known, v); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBad, err)
+	}
+	for name := range fields(reflect.TypeOf(v).Elem()) {
+		delete(all, name)
 	}
 	if len(all) == 0 {
 		return nil, nil
@@ -88,12 +84,59 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-func fields(t reflect.Type) map[string]bool {
-	names := make(map[string]bool)
+// exact returns raw with the fields only that t has, since encoding/json would
+// take a field by a name that differs in case. A type that reads itself gets
+// what there is, but for the outermost one.
+func exact(raw json.RawMessage, t reflect.Type, outermost bool) (json.RawMessage, error) {
+	if t.Kind() == reflect.Pointer {
+		return exact(raw, t.Elem(), outermost)
+	}
+	if !outermost && reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) || string(raw) == "null" {
+		return raw, nil
+	}
+	switch t.Kind() {
+	case reflect.Struct:
+		var all map[string]json.RawMessage
+		if err := json.Unmarshal(raw, &all); err != nil {
+			return nil, err
+		}
+		known := make(map[string]json.RawMessage)
+		for name, ft := range fields(t) {
+			value, ok := all[name]
+			if !ok {
+				continue
+			}
+			var err error
+			if known[name], err = exact(value, ft, false); err != nil {
+				return nil, err
+			}
+		}
+		return json.Marshal(known)
+	case reflect.Slice:
+		if elem := t.Elem().Kind(); elem != reflect.Struct && elem != reflect.Pointer {
+			return raw, nil
+		}
+		var list []json.RawMessage
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return nil, err
+		}
+		for i := range list {
+			var err error
+			if list[i], err = exact(list[i], t.Elem(), false); err != nil {
+				return nil, err
+			}
+		}
+		return json.Marshal(list)
+	}
+	return raw, nil
+}
+
+func fields(t reflect.Type) map[string]reflect.Type {
+	names := make(map[string]reflect.Type)
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 		if name != "" && name != "-" {
-			names[name] = true
+			names[name] = t.Field(i).Type
 		}
 	}
 	return names

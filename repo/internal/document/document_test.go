@@ -10,6 +10,12 @@ type sample struct {
 	Format int            `json:"format"`
 	Name   string         `json:"name,omitempty"`
 	Sub    map[string]any `json:"sub,omitempty"`
+	List   []inner        `json:"list,omitempty"`
+	One    *inner         `json:"one,omitempty"`
+}
+
+type inner struct {
+	A int `json:"a"`
 }
 
 func TestDecode(t *testing.T) {
@@ -37,6 +43,11 @@ func TestDecode(t *testing.T) {
 	unknown, err := Decode([]byte(`{"format":1,"Format":9,"later":{"x":[1,2,{"y":null}]},"name":"a<b"}`), 256, &s)
 	if err != nil || s.Format != 1 || s.Name != "a<b" || len(unknown) != 2 {
 		t.Fatalf("Decode = %+v, %v, %v", s, unknown, err)
+	}
+	var nested sample
+	if _, err := Decode([]byte(`{"list":[{"a":1,"A":9,"later":2},{"A":9}],"one":{"A":9,"a":3}}`), 256, &nested); err != nil ||
+		len(nested.List) != 2 || nested.List[0].A != 1 || nested.List[1].A != 0 || nested.One.A != 3 {
+		t.Errorf("Decode = %+v, %v; want names to match exactly within", nested, err)
 	}
 	out, err := Encode(s, unknown)
 	if want := `{"Format":9,"format":1,"later":{"x":[1,2,{"y":null}]},"name":"a<b"}`; err != nil || string(out) != want {

@@ -202,7 +202,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	n, err := r.f.Read(p[:min(int64(len(p)), r.left)])
 	r.left -= int64(n)
-	if errors.Is(err, io.EOF) && r.left > 0 {
+	if err == io.EOF && r.left > 0 {
 		err = fmt.Errorf("file became %d bytes shorter: %w", r.left, io.ErrUnexpectedEOF)
 	}
 	return n, err
