@@ -13,8 +13,10 @@ import (
 func FuzzRange(f *testing.F) {
 	s := newSite(f)
 	s.want(patchB, bytesB)
-	for _, r := range []string{"bytes=0-", "bytes=-1", "bytes=5-9,20-30", "bytes=70000-", "bytes=9-1", "bytes=0-0,-1",
-		"bytes=18446744073709551616-", "bytes=-9223372036854775808", "bytes= 1 - 2 ", "octets=1-2", "bytes=,,,", "bytes=0-99999999999999"} {
+	for _, r := range []string{
+		"bytes=0-", "bytes=-1", "bytes=5-9,20-30", "bytes=70000-", "bytes=9-1", "bytes=0-0,-1",
+		"bytes=18446744073709551616-", "bytes=-9223372036854775808", "bytes= 1 - 2 ", "octets=1-2", "bytes=,,,", "bytes=0-99999999999999",
+	} {
 		f.Add(r, "")
 		f.Add(r, `"`+hashOf(bytesB)+`"`)
 	}

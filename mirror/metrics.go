@@ -18,14 +18,22 @@ type counters struct {
 
 func newCounters() *counters {
 	return &counters{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "patchkeep_mirror_requests_total",
-			Help: "Requests answered; 499: the client left before."}, []string{"route", "code"}),
-		sent: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "patchkeep_mirror_sent_bytes_total",
-			Help: "Bytes of bodies sent to clients."}, []string{"route"}),
-		hits: prometheus.NewCounter(prometheus.CounterOpts{Name: "patchkeep_mirror_hits_total",
-			Help: "Requests for objects that were cached."}),
-		misses: prometheus.NewCounter(prometheus.CounterOpts{Name: "patchkeep_mirror_misses_total",
-			Help: "Requests for objects that waited for a fill, and got it."}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "patchkeep_mirror_requests_total",
+			Help: "Requests answered; 499: the client left before.",
+		}, []string{"route", "code"}),
+		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "patchkeep_mirror_sent_bytes_total",
+			Help: "Bytes of bodies sent to clients.",
+		}, []string{"route"}),
+		hits: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "patchkeep_mirror_hits_total",
+			Help: "Requests for objects that were cached.",
+		}),
+		misses: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "patchkeep_mirror_misses_total",
+			Help: "Requests for objects that waited for a fill, and got it.",
+		}),
 	}
 }
 

@@ -38,7 +38,7 @@ import (
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 )
 
-// ErrLocked: another mirror uses this directory.
+// ErrLocked says that another mirror uses this directory.
 var ErrLocked = errors.New("in use by another mirror")
 
 // Config says what to mirror, and where to keep it. Zero fields take the
@@ -111,11 +111,13 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 	if cfg.MinRate <= 0 {
 		cfg.MinRate = 8 << 10
 	}
-	m := &Mirror{cfg: cfg, fetcher: &fetcher{}, files: map[string]bool{},
-		older: make([]bool, len(cfg.Upstreams)), polls: make([]poll, len(cfg.Upstreams))}
+	m := &Mirror{
+		cfg: cfg, fetcher: &fetcher{}, files: map[string]bool{},
+		older: make([]bool, len(cfg.Upstreams)), polls: make([]poll, len(cfg.Upstreams)),
+	}
 	defer func() {
 		if err != nil {
-			m.Close()
+			_ = m.Close() // what went wrong went wrong before
 			err = fmt.Errorf("open mirror: %w", err)
 		}
 	}()
@@ -148,8 +150,10 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 	for _, u := range cfg.Upstreams {
 		sources = append(sources, u)
 	}
-	m.filler = fill.New(ctx, fill.Config{Cache: m.cache, Sources: sources, MaxFills: cfg.MaxFills, MaxWaiters: cfg.MaxWaiters,
-		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Now: cfg.Now})
+	m.filler = fill.New(ctx, fill.Config{
+		Cache: m.cache, Sources: sources, MaxFills: cfg.MaxFills, MaxWaiters: cfg.MaxWaiters,
+		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Now: cfg.Now,
+	})
 	m.seen = newCounters()
 	m.routes()
 	return m, nil

@@ -172,8 +172,10 @@ func (v *view) role(role *tuf.Role) *roleDocs {
 // clients do, and bytes that a role of the repository has signed harm no cache.
 func newRoleDocs(role *tuf.Role) *roleDocs {
 	targets := role.Metadata.Signed.Targets
-	r := &roleDocs{name: role.Name, version: role.Version, expires: role.Expires,
-		doc: newDoc(role.Name, role.Version, role.Bytes), objects: make(map[string]*object, len(targets))}
+	r := &roleDocs{
+		name: role.Name, version: role.Version, expires: role.Expires,
+		doc: newDoc(role.Name, role.Version, role.Bytes), objects: make(map[string]*object, len(targets)),
+	}
 	for path, t := range targets {
 		if layout.CheckTargetPath(path) != nil || t.Length < 0 {
 			continue // no URL leads there

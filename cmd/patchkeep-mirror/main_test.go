@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,7 +145,7 @@ func TestGracefulStop(t *testing.T) {
 		conn.Close()
 	}
 	rest, err := io.ReadAll(resp.Body)
-	if err != nil || !bytes.Equal(append(first, rest...), content) {
+	if err != nil || !bytes.Equal(slices.Concat(first, rest), content) {
 		t.Errorf("%d bytes, %v", len(rest)+1, err)
 	}
 	if code := wait(); code != 0 {
@@ -192,8 +193,10 @@ func TestTLS(t *testing.T) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(certPEM)
 	for name, maxVersion := range map[string]uint16{"any": 0, "1.1": tls.VersionTLS11} {
-		client := &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true,
-			TLSClientConfig: &tls.Config{RootCAs: pool, MaxVersion: maxVersion}}}
+		client := &http.Client{Transport: &http.Transport{
+			ForceAttemptHTTP2: true,
+			TLSClientConfig:   &tls.Config{RootCAs: pool, MaxVersion: maxVersion},
+		}}
 		resp, err := client.Get(base + "/targets/" + target + ".f")
 		if maxVersion != 0 {
 			if err == nil {

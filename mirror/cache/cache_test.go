@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -247,6 +246,6 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if st := c.Stats(); st.Bytes > 2000 || st.Reserved != 0 || st.Bytes != int64(st.Objects)*300 {
-		t.Error(fmt.Sprintf("%+v", st))
+		t.Errorf("%+v", st)
 	}
 }

@@ -36,8 +36,10 @@ func (c *Cache) Create(ctx context.Context, sum string, size int64) (*Writer, er
 	if err := c.reserve(ctx, size); err != nil {
 		return nil, fmt.Errorf("cache object %s: %w", sum, err)
 	}
-	w := &Writer{c: c, sum: sum, size: size, hash: sha256.New(),
-		name: tmpDir + "/" + sum + "." + strconv.FormatInt(tmpSerial.Add(1), 10)}
+	w := &Writer{
+		c: c, sum: sum, size: size, hash: sha256.New(),
+		name: tmpDir + "/" + sum + "." + strconv.FormatInt(tmpSerial.Add(1), 10),
+	}
 	f, err := c.root.OpenFile(w.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		w.release()

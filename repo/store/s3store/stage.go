@@ -30,7 +30,7 @@ func (s *Store) Stage(ctx context.Context, r io.Reader, size int64, opt store.Op
 	src := store.SizedReader(ctx, r, size)
 	first, err := readFirst(src, size)
 	switch {
-	case err == io.EOF: //nolint:errorlint // only the bare io.EOF is an end, as io.Reader says
+	case err == io.EOF:
 		st.small = first
 		return st, nil
 	case err == nil:

@@ -69,7 +69,7 @@ func (s *Store) create(ctx context.Context, name string, r io.Reader, size int64
 	if err == nil {
 		return s.putParts(ctx, name, buf, src, part, opt)
 	}
-	if err != io.EOF { //nolint:errorlint // only the bare io.EOF is an end, as io.Reader says
+	if err != io.EOF {
 		return store.Info{}, err
 	}
 	return s.putSmall(ctx, name, buf, opt)
@@ -307,11 +307,11 @@ func (s *Store) sendParts(ctx context.Context, key, id string, first []byte, src
 		if buf == nil {
 			buf = make([]byte, part)
 		}
-		if n, err = fill(src, buf); err != nil && err != io.EOF { //nolint:errorlint // only the bare io.EOF is an end, as io.Reader says
+		if n, err = fill(src, buf); err != nil && err != io.EOF {
 			break
 		}
 	}
-	if err != io.EOF { //nolint:errorlint // as above
+	if err != io.EOF {
 		cancel()
 		_ = g.Wait() // it only says that it was cancelled
 		return nil, 0, err
