@@ -278,6 +278,7 @@ func (at *attempt) install(ctx context.Context, file *os.File, path string) erro
 	}
 	job.Lock = lock
 	rec.Attempts++
+	rec.Begun = at.opts.Now().UTC()
 	if err := at.journal.save(rec, StepInstalling, ""); err != nil {
 		return err
 	}
@@ -359,7 +360,7 @@ func (at *attempt) rollBack(ctx context.Context, why string) error {
 func (at *attempt) end(step Step, why string, err error) error {
 	r := at.rec
 	e := Event{
-		ID:   fmt.Sprintf("%.12s-%d-%d-%s", r.key(), r.Attempts, r.Updated.Unix(), step),
+		ID:   fmt.Sprintf("%.12s-%d-%s", r.key(), r.Begun.UnixNano(), step),
 		Time: at.opts.Now().UTC().Truncate(time.Second), Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
 		Path: r.Path, SHA256: r.SHA256, Step: step, Attempt: r.Attempts, Exit: at.out.Exit, Why: why,
 		Output: at.out.Output, Log: at.out.Log, Took: at.out.Took,

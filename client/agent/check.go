@@ -176,7 +176,7 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	it.Title, it.Severity, it.Kind, it.Length = p.Title, p.Severity, p.Kind, t.Length
 	it.yes("product", fmt.Sprintf("role %s, version %d, vouches for it", t.Role, t.RoleVersion))
 
-	meta, err := patch.Digest(t.Custom)
+	custom, err := patch.Digest(t.Custom)
 	if err != nil {
 		it.no(StateRefused, "product", "its product does not vouch for it: "+err.Error())
 		it.err = err
@@ -189,7 +189,7 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	d := rollout.Decide(
 		rollout.Device{ID: e.config.MachineID, Ring: e.config.Ring},
 		rollout.State{Plan: e.plan, Halts: e.halts, FirstSeen: first},
-		rollout.Candidate{Path: entry.Patch, SHA256: t.SHA256, Meta: meta, Product: p.Product}, e.now)
+		rollout.Candidate{Path: entry.Patch, SHA256: t.SHA256, Custom: custom, Product: p.Product}, e.now)
 	it.Trace = append(it.Trace, d.Trace...)
 	it.Overdue = d.Overdue
 	if d.Install {

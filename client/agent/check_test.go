@@ -48,7 +48,7 @@ func TestConditions(t *testing.T) {
 		{"all conditions hold", func(f *fixture) { offered(f) }, agent.StateOffered, "all conditions hold", "fresh", nil},
 		{"other content approved", func(f *fixture) { offered(f).SHA256 = other }, agent.StateRefused, "approved other content", "sha256", nil},
 		{"no such product", func(f *fixture) {
-			f.plan.Entries = append(f.plan.Entries, rollout.Entry{Patch: "patches/ghost/1.0/any/x.tar", SHA256: other, NotBefore: time.Now()})
+			f.plan.Entries = append(f.plan.Entries, rollout.Entry{Patch: "patches/ghost/1.0/any/x.tar", SHA256: other, Custom: other, NotBefore: time.Now()})
 		}, agent.StateRefused, "nobody who may sign for ghost", "product", nil},
 		{"signed by another product", func(f *fixture) {
 			e := offered(f)
@@ -68,13 +68,7 @@ func TestConditions(t *testing.T) {
 			"halted", func(f *fixture) { offered(f); f.halts.Halts = []rollout.Halt{halt("h1")} },
 			agent.StateHalted, "stopped since 2026-01-03T00:00:00Z by ada: it crashes", "halt", nil,
 		},
-		{"other recipes than those approved", func(f *fixture) { offered(f).Meta = other }, agent.StateRefused, "approved other recipes", "sha256", nil},
-		{"the recipes that were approved", func(f *fixture) {
-			e := offered(f)
-			var err error
-			e.Meta, err = patch.Digest(*f.repo.Targets["product-hello"].Signed.Targets[e.Patch].Custom)
-			f.must(err)
-		}, agent.StateOffered, "", "fresh", nil},
+		{"other recipes than those approved", func(f *fixture) { offered(f).Custom = other }, agent.StateRefused, "approved other recipes", "recipes", nil},
 		{"halted by sha256", func(f *fixture) {
 			e := offered(f)
 			h := halt("h1")

@@ -9,10 +9,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +37,8 @@ type fixture struct {
 	dir   string // state
 	root  string // install root
 	opts  agent.Options
+
+	mu sync.Mutex // held while a request is answered and while the repository is changed
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -53,7 +57,11 @@ func newFixture(t *testing.T) *fixture {
 	} {
 		f.repo.Delegate(metadata.TARGETS, d)
 	}
-	f.srv = httptest.NewServer(f.repo)
+	f.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.repo.ServeHTTP(w, r)
+	}))
 	t.Cleanup(f.srv.Close)
 	f.opts = agent.Options{Dir: f.dir}
 	return f
@@ -62,6 +70,8 @@ func newFixture(t *testing.T) *fixture {
 // publish signs the plan and the halts with everything else.
 func (f *fixture) publish() {
 	f.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	plan, err := f.plan.Encode()
 	f.must(err)
 	f.repo.AddArtifact("ring-users", layout.PlanPath("users"), plan)
@@ -89,10 +99,12 @@ func (f *fixture) add(product, version, file string, content []byte, change ...f
 		c(p)
 	}
 	path := layoutPath(f.T, p, file)
-	f.sign(layout.ProductRole(product), path, content, p)
+	custom := f.sign(layout.ProductRole(product), path, content, p)
+	digest, err := patch.Digest(custom)
+	f.must(err)
 	sum := sha256.Sum256(content)
 	f.plan.Entries = append(f.plan.Entries, rollout.Entry{
-		Patch: path, SHA256: hex.EncodeToString(sum[:]), NotBefore: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC),
+		Patch: path, SHA256: hex.EncodeToString(sum[:]), Custom: digest, NotBefore: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC),
 	})
 	return &f.plan.Entries[len(f.plan.Entries)-1]
 }
@@ -106,13 +118,16 @@ func layoutPath(t *testing.T, p *patch.Patch, file string) string {
 	return path
 }
 
-func (f *fixture) sign(role, path string, content []byte, p *patch.Patch) {
+func (f *fixture) sign(role, path string, content []byte, p *patch.Patch) json.RawMessage {
 	f.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.repo.AddArtifact(role, path, content)
 	raw, err := json.Marshal(map[string]any{"patchkeep": p})
 	f.must(err)
 	custom := json.RawMessage(raw)
 	f.repo.Targets[role].Signed.Targets[path].Custom = &custom
+	return custom
 }
 
 func (f *fixture) enrollment() agent.EnrollOptions {

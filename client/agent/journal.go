@@ -47,6 +47,7 @@ type Record struct {
 	Patch    *patch.Patch  `json:"patch"` // as it was signed when it was offered
 	Step     Step          `json:"step"`
 	Attempts int           `json:"attempts"`
+	Begun    time.Time     `json:"begun,omitzero"`     // the last attempt
 	Previous string        `json:"previous,omitempty"` // version installed before
 	Known    install.Known `json:"known,omitzero"`
 	Boot     string        `json:"boot,omitempty"` // during which it was installed

@@ -48,8 +48,15 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"frobnicate"}, {"check", "x"}, {"why"}, {"why", "a", "b"}, {"apply", "--no-such-flag"}, {"download", "x"},
-		{"enroll"}, {"enroll", "--server", "https://x.example"}, {"run", "--interval", "1ms"},
+		{"frobnicate"},
+		{"check", "x"},
+		{"why"},
+		{"why", "a", "b"},
+		{"apply", "--no-such-flag"},
+		{"download", "x"},
+		{"enroll"},
+		{"enroll", "--server", "https://x.example"},
+		{"run", "--interval", "1ms"},
 	} {
 		root := newRoot()
 		var out bytes.Buffer
