@@ -20,7 +20,8 @@ type Published struct {
 	Path   string       `json:"path"`
 	Length int64        `json:"length"`
 	SHA256 string       `json:"sha256"`
-	Blocks bool         `json:"blocks"` // it has a block list
+	Custom string       `json:"custom_sha256"` // patch.Digest
+	Blocks bool         `json:"blocks"`        // it has a block list
 	Patch  *patch.Patch `json:"patch"`
 	Rings  []string     `json:"rings"` // that approve this very content
 }
@@ -51,6 +52,9 @@ func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName stri
 		return nil, nil, err
 	}
 	pub := &Published{Path: path, Patch: p, Rings: []string{}}
+	if pub.Custom, err = patch.Digest(custom); err != nil {
+		return nil, nil, err
+	}
 	blocks, err := r.upload(ctx, pub, file, size, opt.DryRun)
 	if err != nil {
 		return nil, nil, err
@@ -244,7 +248,7 @@ func (r *Repository) Patches(ctx context.Context, product string) ([]Published, 
 		list = append(list, some...)
 	}
 	for i := range list {
-		list[i].Rings = append([]string{}, approved[approval{list[i].Path, list[i].SHA256}]...)
+		list[i].Rings = append([]string{}, approved[approval{list[i].Path, list[i].SHA256, list[i].Custom}]...)
 	}
 	slices.SortFunc(list, func(a, b Published) int {
 		if c := strings.Compare(a.Patch.Product, b.Patch.Product); c != 0 {
@@ -272,6 +276,9 @@ func (d *draft) published(ctx context.Context, product string) ([]Published, err
 		pub := Published{Path: path, Length: tf.Length, SHA256: tf.Hashes["sha256"].String(), Blocks: t.Targets[layout.BlocksPath(path)] != nil}
 		if tf.Custom != nil {
 			if pub.Patch, err = patch.FromCustom(*tf.Custom); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+			if pub.Custom, err = patch.Digest(*tf.Custom); err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
 		}

@@ -604,3 +604,38 @@ func versionsOnlyGrow(t *testing.T, f *fixture, stop chan struct{}) {
 }
 
 func keysOf(key *testKey) []crypto.PublicKey { return []crypto.PublicKey{key.Public()} }
+
+func TestApprovalCoversRecipes(t *testing.T) {
+	f := newFixture(t)
+	f.add(t, "1.0", []byte("one"))
+	start := func() error {
+		_, err := f.repo.StartRollout(t.Context(), repo.Rollout{Product: "hello", Version: "1.0", Ring: "users"}, false)
+		return err
+	}
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(); !errors.Is(err, repo.ErrExists) {
+		t.Errorf("StartRollout again = %v, want ErrExists", err)
+	}
+	// The same bytes with another recipe are another thing.
+	if _, err := f.repo.WithdrawPatch(t.Context(), "hello", "1.0", false); err != nil {
+		t.Fatal(err)
+	}
+	p := newPatch("1.0")
+	p.Verify = &patch.Recipe{Argv: []string{"rm", "-rf", "{root}"}}
+	if _, _, err := f.repo.AddPatch(t.Context(), p, "hello.bin", strings.NewReader("one"), 3, repo.AddOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := f.repo.Patches(t.Context(), "hello")
+	if err != nil || len(list) != 1 || len(list[0].Rings) != 0 {
+		t.Errorf("Patches = %+v, %v; want no ring to approve it", list, err)
+	}
+	if report := f.mustVerify(t); len(report.Warnings) != 1 || !strings.Contains(report.Warnings[0].What, "other recipes") {
+		t.Errorf("Verify warns of %+v", report.Warnings)
+	}
+	if err := start(); err != nil {
+		t.Errorf("StartRollout of the other recipe: %v", err)
+	}
+	f.mustVerify(t)
+}

@@ -65,8 +65,8 @@ func (d *draft) putHalts(ctx context.Context, h *rollout.Halts) error {
 	return d.putDocument(ctx, layout.RoleHalt, layout.HaltsPath, data)
 }
 
-// approval is what a ring approves: a path with a content.
-type approval struct{ path, sha256 string }
+// approval is what a ring approves: a path with a content and a description.
+type approval struct{ path, sha256, custom string }
 
 // approvals maps each approved patch to the rings that approve it.
 func (d *draft) approvals(ctx context.Context) (map[approval][]string, error) {
@@ -81,7 +81,8 @@ func (d *draft) approvals(ctx context.Context) (map[approval][]string, error) {
 			return nil, err
 		}
 		for _, e := range p.Entries {
-			rings[approval{e.Patch, e.SHA256}] = append(rings[approval{e.Patch, e.SHA256}], ring)
+			a := approval{e.Patch, e.SHA256, e.Custom}
+			rings[a] = append(rings[a], ring)
 		}
 	}
 	return rings, nil
@@ -113,10 +114,10 @@ func (r *Repository) StartRollout(ctx context.Context, ro Rollout, dryRun bool) 
 			at = r.moment()
 		}
 		for _, pub := range list {
-			e := rollout.Entry{Patch: pub.Path, SHA256: pub.SHA256, NotBefore: at, Steps: ro.Steps}
+			e := rollout.Entry{Patch: pub.Path, SHA256: pub.SHA256, Custom: pub.Custom, NotBefore: at, Steps: ro.Steps}
 			if old := p.Entry(pub.Path); old == nil {
 				p.Entries = append(p.Entries, e)
-			} else if old.SHA256 == pub.SHA256 {
+			} else if old.SHA256 == pub.SHA256 && old.Custom == pub.Custom {
 				return fmt.Errorf("rollout of %s@%s to ring %s %w", ro.Product, ro.Version, ro.Ring, ErrExists)
 			} else {
 				*old = e // withdrawn, and published again with other content

@@ -274,6 +274,18 @@ func (v *verifier) target(ctx context.Context, path string) error {
 	return nil
 }
 
+// digest is patch.Digest, or "" if what is signed is no description.
+func (v *verifier) digest(tf *metadata.TargetFiles) string {
+	if tf.Custom == nil {
+		return ""
+	}
+	sum, err := patch.Digest(*tf.Custom)
+	if err != nil {
+		return "" // described has said so
+	}
+	return sum
+}
+
 // described checks what a patch says of itself.
 func (v *verifier) described(path string, tf *metadata.TargetFiles) {
 	if _, _, _, _, ok := layout.SplitPatchPath(path); !ok {
@@ -357,6 +369,8 @@ func (v *verifier) document(path string, data []byte) {
 			v.warn(path, "it approves %s, which no product vouches for (withdrawn?)", e.Patch)
 		case tf.Hashes["sha256"].String() != e.SHA256:
 			v.warn(path, "it approves other content of %s than its product vouches for", e.Patch)
+		case v.digest(tf) != e.Custom:
+			v.warn(path, "it approves other recipes of %s than its product vouches for", e.Patch)
 		}
 	}
 }

@@ -85,12 +85,12 @@ func written() map[string][][]byte {
 		Format: 1, Ring: "servers", MinimumSafe: map[string]string{"app": "2.0"}, Lifts: []string{"h20261123-084512-3fa2b01c"},
 		Entries: []rollout.Entry{
 			{
-				Patch: "patches/app/2.1/windows-amd64/Größe 1 %.exe", SHA256: sumA, NotBefore: day,
+				Patch: "patches/app/2.1/windows-amd64/Größe 1 %.exe", SHA256: sumA, Custom: sumB, NotBefore: day,
 				Steps:    []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All}},
 				Windows:  []rollout.Window{{Days: []string{"mon", "sun"}, From: "22:00", To: "5:30"}, {From: "00:00", To: "00:00"}},
 				Deadline: 86400, Grace: 3600, Paused: true, PausedReason: "wait", Change: "CHG-1",
 			},
-			{Patch: "patches/p/1/any/f", SHA256: sumB, NotBefore: day},
+			{Patch: "patches/p/1/any/f", SHA256: sumB, Custom: sumA, NotBefore: day},
 		},
 	}
 	halts := &rollout.Halts{Format: 1, Halts: []rollout.Halt{
@@ -249,6 +249,9 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"entries/0/sha256", strings.ToUpper(sumA)},
 			{"entries/0/sha256", sumA + "00"},
 			{"entries/0/sha256", drop{}},
+			{"entries/0/custom_sha256", "xyz"},
+			{"entries/0/custom_sha256", ""},
+			{"entries/0/custom_sha256", drop{}},
 			{"entries/0/not_before", drop{}},
 			{"entries/0/not_before", "0001-01-01T00:00:00Z"},
 			{"entries/0/steps/0/percent", 101},

@@ -5,7 +5,6 @@
 package patch
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 
 	"github.com/patchkeep/patchkeep/repo/internal/document"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -261,27 +262,23 @@ func (p *Patch) ToCustom() (json.RawMessage, error) {
 }
 
 // Digest is the SHA-256, in lower-case hex, of all that a product says about a
-// patch: of custom.patchkeep with sorted names and without white space, so that
-// it is the same however the metadata was written. A plan approves by it not
-// only the bytes of a patch but also its recipes and where it applies.
+// patch: of custom.patchkeep in canonical JSON, as TUF signs it, so that it is
+// the same however the metadata was written. By it a plan approves, with the
+// bytes of a patch, its recipes and where it applies.
 func Digest(raw json.RawMessage) (string, error) {
 	var c custom
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if _, err := document.Decode(raw, maxCustom, &c); err != nil {
 		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
 	}
-	dec := json.NewDecoder(bytes.NewReader(c.Patchkeep))
-	dec.UseNumber()
-	var v map[string]any
-	if err := dec.Decode(&v); err != nil {
+	if _, err := document.Decode(c.Patchkeep, MaxSize, new(Patch)); err != nil {
+		return "", fmt.Errorf("%w: custom.patchkeep: %w", ErrBad, err)
+	}
+	canonical, err := cjson.EncodeCanonical(c.Patchkeep)
+	if err != nil {
 		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
 	}
-	h := sha256.New()
-	enc := json.NewEncoder(h)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return "", fmt.Errorf("%w: custom: %w", ErrBad, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	sum := sha256.Sum256(canonical)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // MatchesPath reports whether the patch says of itself what its target path

@@ -26,7 +26,7 @@ type State struct {
 type Candidate struct {
 	Path    string // target path
 	SHA256  string // lower-case hex
-	Meta    string // patch.Digest of what the product says about it
+	Custom  string // patch.Digest of what the product says about it
 	Product string
 }
 
@@ -41,7 +41,7 @@ type Decision struct {
 
 // Check is one step of the decision.
 type Check struct {
-	Name string `json:"name"` // ring, halt, plan, sha256, paused, not-before, step, window
+	Name string `json:"name"` // ring, halt, plan, sha256, recipes, paused, not-before, step, window
 	OK   bool   `json:"ok"`
 	Why  string `json:"why"` // for people
 }
@@ -105,10 +105,11 @@ func Decide(dev Device, st State, c Candidate, now time.Time) Decision {
 		return no("sha256", fmt.Sprintf("ring %s approved other content (sha256 %.12s…) than the product now offers (%.12s…)", dev.Ring, e.SHA256, c.SHA256))
 	}
 	// The recipes run with all rights: who approves the bytes approves them too.
-	if e.Meta != "" && e.Meta != c.Meta {
-		return no("sha256", fmt.Sprintf("ring %s approved other recipes or applicability than the product now signs for the same content", dev.Ring))
-	}
 	yes("sha256", "the approved content is the offered one")
+	if e.Custom != c.Custom {
+		return no("recipes", fmt.Sprintf("ring %s approved other recipes or applicability than the product now signs for the same content", dev.Ring))
+	}
+	yes("recipes", "the approved recipes are the offered ones")
 
 	if e.Paused {
 		return no("paused", "the rollout is paused: "+orUnknown(e.PausedReason))

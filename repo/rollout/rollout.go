@@ -54,11 +54,12 @@ type Plan struct {
 	Unknown document.Unknown `json:"-"`
 }
 
-// Entry approves one patch, by path and by content.
+// Entry approves one patch: by path, by content, and by what its product says
+// about it.
 type Entry struct {
-	Patch     string    `json:"patch"`                 // target path
-	SHA256    string    `json:"sha256"`                // lower-case hex
-	Meta      string    `json:"meta_sha256,omitempty"` // patch.Digest of what the product says about it; "": not looked at
+	Patch     string    `json:"patch"`         // target path
+	SHA256    string    `json:"sha256"`        // lower-case hex
+	Custom    string    `json:"custom_sha256"` // patch.Digest: recipes and applicability are approved with the bytes
 	NotBefore time.Time `json:"not_before"`
 	Steps     []Step    `json:"steps,omitempty"`   // none: everyone from NotBefore
 	Windows   []Window  `json:"windows,omitempty"` // none: at any time
@@ -262,8 +263,8 @@ func (e *Entry) check() error {
 	if !layout.IsSHA256(e.SHA256) {
 		return fmt.Errorf("%q is not a SHA-256", e.SHA256)
 	}
-	if e.Meta != "" && !layout.IsSHA256(e.Meta) {
-		return fmt.Errorf("meta_sha256 %q is not a SHA-256", e.Meta)
+	if !layout.IsSHA256(e.Custom) {
+		return fmt.Errorf("custom_sha256 %q is not a SHA-256", e.Custom)
 	}
 	if e.NotBefore.IsZero() {
 		return errors.New("not_before is missing")

@@ -15,20 +15,23 @@ import (
 var (
 	sumA  = strings.Repeat("a1", 32)
 	sumB  = strings.Repeat("b2", 32)
+	sumC  = strings.Repeat("c3", 32)
 	start = time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC) // a Monday
 )
 
 const pathA = "patches/hello/1.1/linux-amd64/hello.deb"
 
 func plan(change ...func(*Entry)) *Plan {
-	e := Entry{Patch: pathA, SHA256: sumA, NotBefore: start}
+	e := Entry{Patch: pathA, SHA256: sumA, Custom: sumC, NotBefore: start}
 	for _, c := range change {
 		c(&e)
 	}
 	return &Plan{Format: Format, Ring: "users", Entries: []Entry{e}}
 }
 
-func candidate() Candidate { return Candidate{Path: pathA, SHA256: sumA, Product: "hello"} }
+func candidate() Candidate {
+	return Candidate{Path: pathA, SHA256: sumA, Custom: sumC, Product: "hello"}
+}
 
 func TestDecide(t *testing.T) {
 	dev := Device{ID: "m1", Ring: "users"}
@@ -49,9 +52,8 @@ func TestDecide(t *testing.T) {
 		{name: "other ring's plan", plan: &Plan{Format: 1, Ring: "servers", Entries: plan().Entries}, check: "ring"},
 		{name: "not in plan", plan: &Plan{Format: 1, Ring: "users"}, check: "plan"},
 		{name: "other content", plan: plan(all), cand: func(c *Candidate) { c.SHA256 = sumB }, check: "sha256"},
-		{name: "approved recipes", plan: plan(func(e *Entry) { e.Meta = sumB }), cand: func(c *Candidate) { c.Meta = sumB }, want: true, check: "window"},
-		{name: "other recipes", plan: plan(func(e *Entry) { e.Meta = sumB }), cand: func(c *Candidate) { c.Meta = sumA }, check: "sha256"},
-		{name: "recipes unknown", plan: plan(func(e *Entry) { e.Meta = sumB }), check: "sha256"},
+		{name: "other recipes", plan: plan(all), cand: func(c *Candidate) { c.Custom = sumB }, check: "recipes"},
+		{name: "recipes unknown", plan: plan(all), cand: func(c *Candidate) { c.Custom = "" }, check: "recipes"},
 		{name: "paused", plan: plan(func(e *Entry) { e.Paused = true }), check: "paused"},
 		{name: "too early", plan: plan(all), at: -time.Second, check: "not-before", nextIn: 1},
 		{name: "halted by content", plan: plan(all), halts: []Halt{{ID: "h", SHA256: sumA}}, check: "halt"},
@@ -187,7 +189,7 @@ func TestDecideProperties(t *testing.T) {
 		// The order of the entries does not matter.
 		q := plan(func(e *Entry) { e.Steps = steps })
 		for i := range 3 {
-			q.Entries = append(q.Entries, Entry{Patch: fmt.Sprintf("patches/other/%d/any/f", i), SHA256: sumB, NotBefore: start})
+			q.Entries = append(q.Entries, Entry{Patch: fmt.Sprintf("patches/other/%d/any/f", i), SHA256: sumB, Custom: sumC, NotBefore: start})
 		}
 		rand.Shuffle(len(q.Entries), func(i, j int) { q.Entries[i], q.Entries[j] = q.Entries[j], q.Entries[i] })
 		if Decide(dev, State{Plan: q}, candidate(), b).Install != later.Install {
@@ -197,7 +199,7 @@ func TestDecideProperties(t *testing.T) {
 }
 
 func TestPlanRoundTripKeepsUnknownFields(t *testing.T) {
-	in := `{"entries":[{"not_before":"2026-03-02T09:00:00Z","patch":"` + pathA + `","sha256":"` + sumA + `","steps":[{"at":0,"percent":12.5},{"at":60,"percent":100}],"window_policy":{"missed":"skip"}}],"format":1,"later":[1],"ring":"users"}`
+	in := `{"entries":[{"custom_sha256":"` + sumC + `","not_before":"2026-03-02T09:00:00Z","patch":"` + pathA + `","sha256":"` + sumA + `","steps":[{"at":0,"percent":12.5},{"at":60,"percent":100}],"window_policy":{"missed":"skip"}}],"format":1,"later":[1],"ring":"users"}`
 	p, err := ParsePlan([]byte(in))
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +214,7 @@ func TestPlanRoundTripKeepsUnknownFields(t *testing.T) {
 }
 
 func TestDocumentsRefused(t *testing.T) {
-	entry := `{"patch":"` + pathA + `","sha256":"` + sumA + `","not_before":"2026-03-02T09:00:00Z"%s}`
+	entry := `{"patch":"` + pathA + `","sha256":"` + sumA + `","custom_sha256":"` + sumC + `","not_before":"2026-03-02T09:00:00Z"%s}`
 	planOf := func(entries ...string) string {
 		return `{"format":1,"ring":"users","entries":[` + strings.Join(entries, ",") + `]}`
 	}
@@ -221,6 +223,7 @@ func TestDocumentsRefused(t *testing.T) {
 		`{"format":1,"ring":"..","entries":[]}`,
 		planOf(fmt.Sprintf(entry, ""), fmt.Sprintf(entry, "")),
 		planOf(`{"patch":"rings/users/plan.json","sha256":"` + sumA + `","not_before":"2026-03-02T09:00:00Z"}`),
+		planOf(`{"patch":"` + pathA + `","sha256":"` + sumA + `","not_before":"2026-03-02T09:00:00Z"}`),
 		planOf(`{"patch":"` + pathA + `","sha256":"xyz","not_before":"2026-03-02T09:00:00Z"}`),
 		planOf(`{"patch":"` + pathA + `","sha256":"` + sumA + `"}`),
 		planOf(fmt.Sprintf(entry, `,"steps":[{"at":0,"percent":50},{"at":1,"percent":40}]`)),

@@ -29,7 +29,7 @@ func ParseSteps(s string) ([]Step, error) {
 		step.At = int64(d / time.Second)
 		steps = append(steps, step)
 	}
-	e := Entry{Patch: "patches/p/1/any/f", SHA256: strings.Repeat("0", 64), NotBefore: time.Unix(0, 0), Steps: steps}
+	e := Entry{Patch: "patches/p/1/any/f", SHA256: strings.Repeat("0", 64), Custom: strings.Repeat("0", 64), NotBefore: time.Unix(0, 0), Steps: steps}
 	if err := e.check(); err != nil {
 		return nil, fmt.Errorf("%w: steps %q: %w", ErrBad, s, err)
 	}
