@@ -30,12 +30,15 @@ type reader struct {
 	off  int64   // where the next chunk begins
 	buf  []byte  // the next chunk, as far as it has come; nil: no buffer yet
 	prev *source // that the bytes in buf came from
+
+	furthest int64 // the greatest pos that a transfer has reached
 }
 
 func (r *reader) run(ctx context.Context) error {
 	if err := r.fromDisk(ctx); err != nil {
 		return err
 	}
+	r.furthest = r.off
 	for r.off < r.Length {
 		src, err := r.srcs.next(ctx)
 		if err != nil {
@@ -150,9 +153,11 @@ func (r *reader) transfer(ctx context.Context, src *source) error {
 	}
 	defer t.Close()
 	defer func() {
-		if t.useful() {
+		// Only what was never there before counts: the same bytes can be sent for ever.
+		if t.useful(r.pos() - r.furthest) {
 			r.srcs.progressed(src)
 		}
+		r.furthest = max(r.furthest, r.pos())
 	}()
 	if err := r.accept(src, t); err != nil {
 		return err

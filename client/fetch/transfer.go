@@ -114,14 +114,15 @@ func (t *transfer) checkRate(n int) error {
 	return nil
 }
 
-// minProgress is how much a transfer must bring for its source to be forgiven.
+// minProgress is how far a transfer must bring the file for its source to be
+// forgiven.
 const minProgress = 64 << 10
 
-// useful reports whether the transfer brought enough, fast enough, that what
-// ended it should not count against the source.
-func (t *transfer) useful() bool {
+// useful reports whether the transfer brought the file forward by n bytes far
+// and fast enough that what ended it should not count against the source.
+func (t *transfer) useful(n int64) bool {
 	d := time.Since(t.started) - t.waited
-	return t.read >= minProgress && float64(t.read) >= float64(t.opt.MinRate)*d.Seconds()
+	return n >= minProgress && float64(n) >= float64(t.opt.MinRate)*d.Seconds()
 }
 
 // explain says why a request or a read failed: the caller's context first, then
