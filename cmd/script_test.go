@@ -27,6 +27,7 @@ import (
 // built once and found on PATH. Beside testscript's own commands there are:
 //
 //	exits CODE program args…       the program ends with that exit code
+//	eventually CODE program args…  it does so within 15 seconds, tried again and again
 //	mirror NAME args…              patchkeep-mirror serve on a free port, in $NAME its URL
 //	current NAME                   waits until it serves what is published in repo
 //	stop NAME                      and stops it
@@ -56,7 +57,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "mirror": startMirror, "stop": stopMirror, "s3": startS3, "flip": flip, "current": current,
+			"exits": exits, "eventually": eventually, "mirror": startMirror, "stop": stopMirror, "s3": startS3, "flip": flip, "current": current,
 		},
 	})
 }
@@ -101,20 +102,34 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE program args…")
 	}
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
+	if got := exitCode(ts, args[1:]); strconv.Itoa(got) != args[0] {
+		ts.Fatalf("%s ended with exit code %d, want %s", args[1], got, args[0])
+	}
+}
+
+func exitCode(ts *testscript.TestScript, args []string) int {
+	err := ts.Exec(args[0], args[1:]...)
+	if err == nil {
+		return 0
+	}
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		ts.Fatalf("%s: %v", args[0], err)
+	}
+	return exit.ExitCode()
+}
+
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually CODE program args…")
+	}
 	got := 0
-	if err != nil {
-		exit, ok := errors.AsType[*exec.ExitError](err)
-		if !ok {
-			ts.Fatalf("%s: %v", args[1], err)
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if got = exitCode(ts, args[1:]); strconv.Itoa(got) == args[0] {
+			return
 		}
-		got = exit.ExitCode()
 	}
-	if got != want {
-		ts.Fatalf("%s ended with exit code %d, want %d", args[1], got, want)
-	}
+	ts.Fatalf("%s ends with exit code %d, want %s", args[1], got, args[0])
 }
 
 // servers are the mirrors of one script, by name.
