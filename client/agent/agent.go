@@ -65,7 +65,8 @@ type Options struct {
 	// System and InstallRoot override the enrolment.
 	System, InstallRoot string
 
-	HTTP      *http.Client // nil: package client's
+	Fetch     fetch.Options // patience with mirrors
+	HTTP      *http.Client  // nil: package client's
 	UserAgent string
 	Now       func() time.Time       // nil: time.Now; its location is the machine's
 	BootID    func() (string, error) // names the time since the last boot; nil: asks the system
@@ -171,7 +172,7 @@ func (a *Agent) begin() (*session, error) {
 	s := &session{Agent: a, lock: lock, installer: a.installer(), journal: &journal{dir: a.path("patches"), now: a.opts.Now}}
 	s.client, err = client.Open(client.Config{
 		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers,
-		HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now,
+		Fetch: a.opts.Fetch, HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open trusted state: %w", err), lock.Unlock())

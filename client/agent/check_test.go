@@ -4,6 +4,8 @@ package agent_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -294,7 +296,7 @@ func TestWhy(t *testing.T) {
 	for _, c := range x.Items[1].Trace {
 		names = append(names, c.Name)
 	}
-	want := []string{"product", "ring", "halt", "plan", "sha256", "paused", "not-before", "step", "window", "applies", "version", "fresh"}
+	want := []string{"product", "ring", "halt", "plan", "sha256", "recipes", "paused", "not-before", "step", "window", "applies", "version", "fresh"}
 	if !slices.Equal(names, want) {
 		t.Errorf("trace %v, want %v", names, want)
 	}
@@ -327,5 +329,38 @@ func TestWindowsDoNotHoldBackForever(t *testing.T) {
 	it, err = f.check()
 	if err != nil || it.State != agent.StateOffered || !it.Overdue {
 		t.Errorf("past its deadline: %+v, %v", it, err)
+	}
+}
+
+// No program of a patch runs, not even to look around, unless the ring approved
+// its recipes and nobody stopped it.
+func TestDetectRunsOnlyWhatIsApproved(t *testing.T) {
+	f := newFixture(t)
+	ran := filepath.Join(t.TempDir(), "ran")
+	detect := func(p *patch.Patch) { p.Detect = &patch.Recipe{Argv: []string{"touch", ran}} }
+	for name, spoil := range map[string]func(e *rollout.Entry){
+		"other content": func(e *rollout.Entry) { e.SHA256 = strings.Repeat("ab", 32) },
+		"other recipes": func(e *rollout.Entry) { e.Custom = strings.Repeat("ab", 32) },
+		"halted":        func(*rollout.Entry) { f.halts.Halts, f.plan.Lifts = []rollout.Halt{halt("h1")}, nil },
+	} {
+		f.plan.Entries, f.halts.Halts, f.plan.Lifts = nil, nil, []string{"h1"}
+		spoil(f.add("hello", "1.1", "hello.tar", program("1.1"), detect))
+		f.publish()
+		if _, err := agent.Open(f.opts); errors.Is(err, agent.ErrNotEnrolled) {
+			f.enroll()
+		}
+		f.wantApply("", nil)
+		if _, err := os.Stat(ran); err == nil {
+			t.Errorf("%s: its detect recipe was run", name)
+		}
+	}
+	f.plan.Entries, f.halts.Halts, f.plan.Lifts = nil, nil, []string{"h1"}
+	f.add("hello", "1.1", "hello.tar", program("1.1"), detect)
+	f.publish()
+	if _, err := f.check(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(ran); err != nil {
+		t.Errorf("approved, and its detect recipe was not run: %v", err)
 	}
 }

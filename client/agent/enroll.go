@@ -15,6 +15,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/patchkeep/patchkeep/client"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/repo/patch"
 )
@@ -33,6 +34,7 @@ type EnrollOptions struct {
 	Force   bool // over an enrolment that is there
 	Offline bool // do not ask the servers
 
+	Fetch     fetch.Options // patience with mirrors
 	HTTP      *http.Client
 	UserAgent string
 	Now       func() time.Time
@@ -119,7 +121,7 @@ func (o *EnrollOptions) config(old *Config) (*Config, error) {
 // ask lets a client that knows nothing but the root look at the servers.
 func (o *EnrollOptions) ask(ctx context.Context, scratch string, c *Config) error {
 	cl, err := client.Open(client.Config{
-		Dir: scratch, Root: o.Root, Mirrors: c.Servers, HTTP: o.HTTP, UserAgent: o.UserAgent, Now: o.Now,
+		Dir: scratch, Root: o.Root, Mirrors: c.Servers, Fetch: o.Fetch, HTTP: o.HTTP, UserAgent: o.UserAgent, Now: o.Now,
 	})
 	if err != nil {
 		return fmt.Errorf("pin root: %w", err)

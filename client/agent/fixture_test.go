@@ -21,6 +21,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -63,7 +64,7 @@ func newFixture(t *testing.T) *fixture {
 		f.repo.ServeHTTP(w, r)
 	}))
 	t.Cleanup(f.srv.Close)
-	f.opts = agent.Options{Dir: f.dir}
+	f.opts = agent.Options{Dir: f.dir, Fetch: fetch.Options{Attempts: 2, BackoffMin: time.Millisecond, BackoffMax: time.Millisecond}}
 	return f
 }
 
@@ -133,7 +134,7 @@ func (f *fixture) sign(role, path string, content []byte, p *patch.Patch) json.R
 func (f *fixture) enrollment() agent.EnrollOptions {
 	return agent.EnrollOptions{
 		Dir: f.dir, Servers: []string{f.srv.URL}, Root: f.repo.Published["root"][0], Ring: "users",
-		MachineID: "machine-1", InstallRoot: f.root, Now: f.opts.Now,
+		MachineID: "machine-1", InstallRoot: f.root, Now: f.opts.Now, Fetch: f.opts.Fetch,
 	}
 }
 

@@ -309,3 +309,18 @@ func TestInstallRootOfOthers(t *testing.T) {
 		t.Errorf("Run = %v, want ErrUnsafe", err)
 	}
 }
+
+// So many files that they are synced all at once.
+func TestManyFiles(t *testing.T) {
+	b := newBench(t)
+	var many []entry
+	for i := range 300 {
+		many = append(many, entry{name: fmt.Sprintf("d%d/%d", i%7, i), body: fmt.Sprint(i)})
+	}
+	if out := run(t, b, b.job(t, patch.KindArchive, "1.0", "many.tar.zst", pack(t, "a.tar.zst", many))); out.Result != patch.Success {
+		t.Fatalf("outcome %+v", out)
+	}
+	if got := read(t, b.Root, "hello/current/d5/299"); got != "299" {
+		t.Errorf("content %q", got)
+	}
+}

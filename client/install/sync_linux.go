@@ -6,22 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syncTree syncs a directory with all in it: by one call for its whole file
-// system, which is far cheaper than one for each file.
-func syncTree(dir string) error {
+// syncFileSystem syncs the file system that dir is on.
+func syncFileSystem(dir string) (done bool, err error) {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer d.Close()
-	return unix.Syncfs(int(d.Fd()))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return true, unix.Syncfs(int(d.Fd()))
 }
