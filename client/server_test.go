@@ -37,10 +37,16 @@ func newServer(t testing.TB) *server {
 	s := &server{Repo: tuftest.New()}
 	s.PublishAll()
 	s.root = s.Published["root"][0]
+	s.url = serveHonest(t, s)
+	return s
+}
+
+// serveHonest serves s at another URL. It is honest unless s is told not to be.
+func serveHonest(t testing.TB, s *server) string {
 	ts := httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(ts.Close)
-	s.url = ts.URL
-	return s
+	t.Cleanup(ts.CloseClientConnections) // first: a handler may wait for its client
+	return ts.URL
 }
 
 func (s *server) serve(w http.ResponseWriter, r *http.Request) {

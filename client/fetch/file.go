@@ -64,7 +64,9 @@ type download struct {
 
 	from   []*source // that gave bytes of this round
 	single bool      // one mirror gives the whole file: the mixture was wrong
-	told   time.Time // when Progress was called last
+
+	told     time.Time // when Progress was called last …
+	toldDone int64     // … and with what
 }
 
 var (
@@ -232,8 +234,9 @@ func (d *download) tell(done int64, always bool) {
 	if d.Progress == nil {
 		return
 	}
-	if now := time.Now(); always || now.Sub(d.told) >= 100*time.Millisecond {
-		d.told = now
+	now := time.Now()
+	if always && (d.told.IsZero() || d.toldDone != done) || now.Sub(d.told) >= 100*time.Millisecond {
+		d.told, d.toldDone = now, done
 		d.Progress(done, d.Length)
 	}
 }
