@@ -37,6 +37,7 @@ type Applied struct {
 	Step     Step   `json:"step"` // where it ended, or where it stands
 	Attempt  int    `json:"attempt,omitempty"`
 	Why      string `json:"why,omitempty"`
+	Output   string `json:"output,omitempty"` // the end of what its installer said
 	Log      string `json:"log,omitempty"`
 	Resumed  bool   `json:"resumed,omitempty"` // begun by an earlier run that was cut off, or before a reboot
 
@@ -179,7 +180,7 @@ func (at *attempt) applied(err error) Applied {
 	r := at.rec
 	d := Applied{
 		Path: r.Path, Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
-		Step: r.Step, Attempt: r.Attempts, Why: r.Why, Log: at.out.Log, Resumed: at.resumed,
+		Step: r.Step, Attempt: r.Attempts, Why: r.Why, Output: at.out.Output, Log: at.out.Log, Resumed: at.resumed,
 	}
 	if err != nil {
 		if !errors.Is(err, ErrFailed) {

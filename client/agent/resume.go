@@ -85,7 +85,7 @@ func (at *attempt) interrupted(ctx context.Context) error {
 // undo rolls back where there is a way. Where there is none because a package
 // manager is to bring things in order, the patch is simply offered again.
 func (at *attempt) undo(ctx context.Context, why string) error {
-	if at.rec.Patch.Install == nil && !install.CanRollBack(at.rec.Patch) {
+	if at.rec.Patch.InstallsItself() && !install.CanRollBack(at.rec.Patch) {
 		return at.end(StepFailed, why, nil)
 	}
 	return at.rollBack(ctx, why)

@@ -33,7 +33,7 @@ func (in *Installer) debRecipe() *patch.Recipe {
 
 // busyDpkg turns a failure for want of dpkg's lock into "try again later".
 func busyDpkg(p *patch.Patch, out Outcome) Outcome {
-	if p.Kind == patch.KindDeb && p.Install == nil && out.Exit == 2 && strings.Contains(out.Output, "locked by another process") {
+	if p.Kind == patch.KindDeb && p.InstallsItself() && out.Exit == 2 && strings.Contains(out.Output, "locked by another process") {
 		out.Result, out.Why = patch.Retry, "another program is using dpkg"
 	}
 	return out
@@ -45,7 +45,7 @@ var packagePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{0,127}$`)
 // no more to say than the patch.
 func (in *Installer) Inspect(ctx context.Context, job Job) (Known, error) {
 	k := Known{Version: job.Patch.Version}
-	if job.Patch.Kind != patch.KindDeb || job.Patch.Install != nil {
+	if job.Patch.Kind != patch.KindDeb || !job.Patch.InstallsItself() {
 		return k, nil
 	}
 	out, stdout, err := in.capture(ctx, job, &patch.Recipe{

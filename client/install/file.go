@@ -44,7 +44,7 @@ func (in *Installer) checkFile(job Job) error {
 	}
 	if runtime.GOOS != "windows" {
 		mode := os.FileMode(0o600)
-		if r := job.Patch.Install; r == nil && job.Patch.Kind == patch.KindScript || r != nil && r.Argv[0] == "{file}" {
+		if own := job.Patch.InstallsItself(); own && job.Patch.Kind == patch.KindScript || !own && job.Patch.Install.Argv[0] == "{file}" {
 			mode = 0o700
 		}
 		if err := job.File.Chmod(mode); err != nil {

@@ -96,7 +96,7 @@ func (in *Installer) Run(ctx context.Context, job Job) (Outcome, error) {
 	}
 	var out Outcome
 	var err error
-	if job.Patch.Install == nil && versioned(job.Patch.Kind) {
+	if job.Patch.InstallsItself() && versioned(job.Patch.Kind) {
 		out, err = in.place(ctx, job)
 	} else {
 		var r *patch.Recipe
@@ -140,7 +140,7 @@ func (in *Installer) Rollback(ctx context.Context, job Job) (*Outcome, error) {
 	switch p := job.Patch; {
 	case p.Rollback != nil:
 		out, err = in.runRecipe(ctx, job, "rollback", p.Rollback)
-	case p.Install == nil && versioned(p.Kind):
+	case p.InstallsItself() && versioned(p.Kind):
 		out, err = in.switchBack(job)
 	default:
 		return nil, nil
@@ -154,12 +154,12 @@ func (in *Installer) Rollback(ctx context.Context, job Job) (*Outcome, error) {
 // CanDetect reports whether what is installed can be seen on the machine
 // itself, so that Detect needs no record.
 func CanDetect(p *patch.Patch) bool {
-	return p.Detect != nil || p.Kind == patch.KindDeb && p.Install == nil || p.Install == nil && versioned(p.Kind)
+	return p.Detect != nil || p.Kind == patch.KindDeb && p.InstallsItself() || p.InstallsItself() && versioned(p.Kind)
 }
 
 // CanRollBack reports whether Rollback has a way.
 func CanRollBack(p *patch.Patch) bool {
-	return p.Rollback != nil || p.Install == nil && versioned(p.Kind)
+	return p.Rollback != nil || p.InstallsItself() && versioned(p.Kind)
 }
 
 // versionPattern is what a version that a program prints may look like.
@@ -177,11 +177,11 @@ func (in *Installer) Detect(ctx context.Context, p *patch.Patch, known Known) (s
 			return "", fmt.Errorf("detect %s: %w", p.Product, err)
 		}
 		return version, nil
-	case p.Install == nil && versioned(p.Kind):
+	case p.InstallsItself() && versioned(p.Kind):
 		return in.current(p.Product)
 	case p.Kind == patch.KindDeb:
 		version, err := in.detectDeb(ctx, p, known)
-		if err != nil || version != "" || p.Install == nil {
+		if err != nil || version != "" || p.InstallsItself() {
 			return version, err
 		}
 	}
@@ -210,13 +210,13 @@ func (in *Installer) detectRecipe(ctx context.Context, p *patch.Patch) (string, 
 
 // recipe is the patch's own way to install, or its kind's.
 func (in *Installer) recipe(p *patch.Patch) (*patch.Recipe, error) {
-	if p.Install != nil {
+	if !p.InstallsItself() {
 		return p.Install, nil
 	}
 	var r *patch.Recipe
 	switch p.Kind {
 	case patch.KindScript:
-		return scriptRecipe, nil
+		r = &patch.Recipe{Argv: []string{ownScript}}
 	case patch.KindDeb:
 		r = in.debRecipe()
 	case patch.KindRPM:
@@ -231,6 +231,15 @@ func (in *Installer) recipe(p *patch.Patch) (*patch.Recipe, error) {
 		r = &patch.Recipe{Argv: []string{"msiexec", "/i", "{file}", "/qn", "/norestart"}, Exit: msiExit}
 	default:
 		return nil, fmt.Errorf("kind %s needs an install recipe", p.Kind)
+	}
+	if p.Install != nil { // exit codes and a time-out for the kind's own way
+		r.Timeout = p.Install.Timeout
+		if len(p.Install.Exit) > 0 {
+			r.Exit = p.Install.Exit
+		}
+	}
+	if r.Argv[0] == ownScript {
+		return r, nil
 	}
 	if _, err := lookPath(r.Argv[0]); err != nil {
 		return nil, fmt.Errorf("kind %s: %s is not on this machine (%s/%s): %w", p.Kind, r.Argv[0], runtime.GOOS, runtime.GOARCH, ErrUnsupported)

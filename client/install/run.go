@@ -45,7 +45,7 @@ func (in *Installer) capture(ctx context.Context, job Job, r *patch.Recipe) (Out
 // error; one that ran too long has Exit -1.
 func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, stderr io.Writer) (Outcome, []string, error) {
 	argv := r.Expand(in.values(job))
-	if r == scriptRecipe {
+	if argv[0] == ownScript {
 		var err error
 		if argv, err = script(job); err != nil {
 			return Outcome{}, nil, err
@@ -108,13 +108,14 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 		out.Result = r.OutcomeOf(out.Exit)
 	}
 	if out.Result == patch.Failure {
-		out.Why = fmt.Sprintf("%s said %s", argv[0], cmd.ProcessState)
+		out.Why = fmt.Sprintf("%s ended with %s", argv[0], cmd.ProcessState)
 	}
 	return out, argv, nil
 }
 
-// scriptRecipe stands for running the file itself.
-var scriptRecipe = &patch.Recipe{Argv: []string{"{file}"}}
+// ownScript stands for running the file itself. No recipe can name it: a program
+// is an absolute path, a name without a slash, or {file}.
+const ownScript = "/{script}"
 
 // script is how a script is run: by its #! line on Unix, by PowerShell if it
 // is a .ps1 on Windows.

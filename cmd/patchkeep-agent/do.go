@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -38,7 +40,7 @@ An interrupt stops downloads at once; an installer that runs is waited for.`,
 			if perr := cli.Print(cmd, res, func(w io.Writer) error { return printResult(w, res, o, err) }); perr != nil {
 				return perr
 			}
-			return err
+			return summarise(res, err)
 		},
 	}
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be installed")
@@ -62,7 +64,13 @@ func printResult(w io.Writer, res *agent.Result, o agent.ApplyOptions, failed er
 	}
 	for _, d := range res.Done {
 		fmt.Fprintf(w, "%s: %s\n", d.ID(), done(d.Step, d.Previous, d.Why))
-		if d.Step != agent.StepCommitted && d.Log != "" {
+		if d.Step == agent.StepCommitted {
+			continue
+		}
+		if line := lastLine(d.Output); line != "" {
+			fmt.Fprintf(w, "    it said: %s\n", line)
+		}
+		if d.Log != "" {
 			fmt.Fprintf(w, "    log: %s\n", d.Log)
 		}
 	}
@@ -72,6 +80,41 @@ func printResult(w io.Writer, res *agent.Result, o agent.ApplyOptions, failed er
 	}
 	return nil
 }
+
+// lastLine is the last line that is not empty, where programs say why they gave
+// up, without what would steer a terminal.
+func lastLine(output string) string {
+	lines := strings.Split(strings.TrimSpace(output), "\n")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, lines[len(lines)-1])
+}
+
+// summarise shortens an error that the result has told in full already.
+func summarise(res *agent.Result, err error) error {
+	failed := 0
+	for _, d := range res.Done {
+		if d.Step != agent.StepCommitted && d.Step != agent.StepRebootPending {
+			failed++
+		}
+	}
+	if err == nil || failed == 0 {
+		return err
+	}
+	return &told{err, fmt.Sprintf("%d of %d patches not installed: see above", failed, len(res.Done))}
+}
+
+// told is an error with other words.
+type told struct {
+	error
+	words string
+}
+
+func (t *told) Error() string { return t.words }
+func (t *told) Unwrap() error { return t.error }
 
 // done says in words where an attempt ended.
 func done(step agent.Step, previous, why string) string {

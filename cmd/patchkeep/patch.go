@@ -272,7 +272,7 @@ func (in *patchAdd) recipes(p *patch.Patch) error {
 		*f.to = &patch.Recipe{Argv: argv}
 	}
 	if p.Install == nil && (len(in.exits) > 0 || in.timeout != 0) {
-		return errors.New("--exit and --timeout go with an install recipe: give --install")
+		p.Install = &patch.Recipe{} // the kind's own way, with these
 	}
 	for _, e := range in.exits {
 		code, outcome, ok := strings.Cut(e, "=")

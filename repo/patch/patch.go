@@ -113,7 +113,7 @@ type Patch struct {
 	CVEs        []string      `json:"cves,omitempty"`
 	Kind        Kind          `json:"kind"`
 	Applies     Applicability `json:"applies,omitzero"`
-	Install     *Recipe       `json:"install,omitempty"`  // nil: the kind's own way
+	Install     *Recipe       `json:"install,omitempty"`  // nil, or without argv: the kind's own way
 	Verify      *Recipe       `json:"verify,omitempty"`   // nil: the installer's word is taken
 	Rollback    *Recipe       `json:"rollback,omitempty"` // nil: the kind's own way, if it has one
 	Detect      *Recipe       `json:"detect,omitempty"`   // prints the installed version; nil: the kind's own way
@@ -139,7 +139,7 @@ type Applicability struct {
 // patch's product and version, the version installed before ("" if none), and
 // the agent's install root.
 type Recipe struct {
-	Argv    []string           `json:"argv"`
+	Argv    []string           `json:"argv,omitempty"`
 	Timeout int                `json:"timeout,omitempty"` // seconds; 0: the agent's default
 	Exit    map[string]Outcome `json:"exit,omitempty"`    // exit code → outcome; default: 0 is success, the rest failure
 }
@@ -324,11 +324,14 @@ func (p *Patch) Check() error {
 		return bad("%w", err)
 	}
 	for what, r := range map[string]*Recipe{"install": p.Install, "verify": p.Verify, "rollback": p.Rollback, "detect": p.Detect} {
+		if what == "install" && p.InstallsItself() && r != nil {
+			r = &Recipe{Argv: []string{"own"}, Timeout: r.Timeout, Exit: r.Exit}
+		}
 		if err := r.check(); err != nil {
 			return bad("%s: %w", what, err)
 		}
 	}
-	if p.Install == nil && (p.Kind == KindCommand || p.Kind == KindEXE) {
+	if p.InstallsItself() && (p.Kind == KindCommand || p.Kind == KindEXE) {
 		return bad("kind %s needs an install recipe", p.Kind)
 	}
 	if p.Released.IsZero() {
@@ -420,6 +423,11 @@ func (r *Recipe) check() error {
 }
 
 var exitPattern = regexp.MustCompile(`^(0|-?[1-9][0-9]{0,9})$`)
+
+// InstallsItself reports whether the patch is installed in its kind's own way.
+// An install recipe without arguments gives that way other exit codes or
+// another time-out.
+func (p *Patch) InstallsItself() bool { return p.Install == nil || len(p.Install.Argv) == 0 }
 
 // OutcomeOf says what an exit code means to this recipe.
 func (r *Recipe) OutcomeOf(code int) Outcome {
