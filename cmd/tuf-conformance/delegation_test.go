@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
@@ -247,7 +248,7 @@ func TestDelegationToATopLevelName(t *testing.T) {
 func TestUnusualTargetNames(t *testing.T) {
 	names := []string{
 		"a b", "a?b", "a#b", "100%", "%25", "%2e%2e%2f", "größe/ß", "a+b&c=d;e,f", "a:b@c", "tilde~(1)'!*",
-		"back\\slash", "..", ".", "../../escape", "/rooted", "dir/../up", "a//b", "line\nbreak", "-flag",
+		"back\\slash", "..", ".", ".hidden", "../../escape", "/rooted", "dir/../up", "a//b", "line\nbreak", "-flag",
 	}
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
@@ -258,8 +259,8 @@ func TestUnusualTargetNames(t *testing.T) {
 			w.downloaded("content")
 			w.download(0, name)
 			w.downloaded("content")
-			if entries := readDir(t, w.targets); len(entries) != 1 {
-				t.Errorf("target directory holds %q", entries)
+			if entries := readDir(t, w.targets); len(entries) != 1 || strings.HasPrefix(entries[0], ".") {
+				t.Errorf("target directory holds %q, want one file that is not hidden", entries)
 			}
 		})
 	}
