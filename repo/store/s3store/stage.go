@@ -2,7 +2,6 @@ package s3store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -75,54 +74,31 @@ func (st *staged) Discard(ctx context.Context) error {
 
 // copyNew has the service copy an object to a name that must be free. It copies
 // in parts, whatever the size, since the condition is known to every service at
-// the end of a multipart upload, and to few with CopyObject.
-func (s *Store) copyNew(ctx context.Context, from store.Info, name string, opt store.Options) (_ store.Info, err error) {
+// the end of a multipart upload, and to few with CopyObject. If the answer was
+// lost, its own copy is a conflict too.
+func (s *Store) copyNew(ctx context.Context, from store.Info, name string, opt store.Options) (store.Info, error) {
 	if _, err := s.stat(ctx, name); err == nil {
 		return store.Info{}, store.ErrConflict
 	}
-	key := s.key(name)
-	var id string
-	if _, err := s.retry(ctx, lightRetries, func() (err error) {
-		ctx, cancel := context.WithTimeout(ctx, lightTimeout)
-		defer cancel()
-		id, err = s.client.NewMultipartUpload(ctx, s.cfg.Bucket, key, putOptions(opt))
-		return err
-	}); err != nil {
-		return store.Info{}, err
-	}
-	defer func() {
-		if err != nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-			defer cancel()
-			_ = s.client.AbortMultipartUpload(ctx, s.cfg.Bucket, key, id) // best effort, as in putParts
-		}
-	}()
 	same := map[string]string{"x-amz-copy-source-if-match": `"` + from.ETag + `"`}
-	var list []minio.CompletePart
-	for offset := int64(0); offset < from.Size; offset += copyPart {
-		var p minio.CompletePart
-		if _, err := s.retry(ctx, completeRetries, func() (err error) {
-			ctx, cancel := context.WithTimeout(ctx, completeTimeout)
-			defer cancel()
-			p, err = s.client.CopyObjectPart(ctx, s.cfg.Bucket, s.key(from.Name), s.cfg.Bucket, key, id, len(list)+1, offset, min(copyPart, from.Size-offset), same)
-			return err
-		}); err != nil {
-			return store.Info{}, err
+	_, err := s.multipart(ctx, name, putOptions(opt), func(id string) (list []minio.CompletePart, err error) {
+		for offset := int64(0); offset < from.Size; offset += copyPart {
+			var p minio.CompletePart
+			if _, err := s.retry(ctx, completeRetries, func() (err error) {
+				ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+				defer cancel()
+				p, err = s.client.CopyObjectPart(ctx, s.cfg.Bucket, s.key(from.Name), s.cfg.Bucket, s.key(name), id, len(list)+1, offset, min(copyPart, from.Size-offset), same)
+				return err
+			}); err != nil {
+				return nil, err
+			}
+			list = append(list, p)
 		}
-		list = append(list, p)
-	}
-	var done minio.PutObjectOptions
-	done.SetMatchETagExcept("*")
-	retried, err := s.retry(ctx, completeRetries, func() error {
-		ctx, cancel := context.WithTimeout(ctx, completeTimeout)
-		defer cancel()
-		_, err := s.client.CompleteMultipartUpload(ctx, s.cfg.Bucket, key, id, list, done)
-		return err
+		return list, nil
 	})
-	if err != nil && !(retried && (errors.Is(err, store.ErrConflict) || isCode(err, minio.NoSuchUpload))) {
+	if err != nil {
 		return store.Info{}, err
 	}
-	// An earlier try may have succeeded: the same name is the same content.
 	info, err := s.stat(ctx, name)
 	if err == nil && info.Size != from.Size {
 		err = fmt.Errorf("verify: the service has stored %d bytes of %d", info.Size, from.Size)

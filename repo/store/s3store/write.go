@@ -197,13 +197,42 @@ func putOptions(opt store.Options) minio.PutObjectOptions {
 
 // putParts creates an object in parts: first, of part bytes unless it is the
 // last, and then what src has.
+func (s *Store) putParts(ctx context.Context, name string, first []byte, src io.Reader, part int64, opt store.Options) (store.Info, error) {
+	po := putOptions(opt)
+	po.UserMetadata = map[string]string{"X-Amz-Checksum-Algorithm": "SHA256"}
+	var size int64
+	all := sha256.New() // of the parts' hashes: S3's composite checksum
+	unsure, err := s.multipart(ctx, name, po, func(id string) ([]minio.CompletePart, error) {
+		parts, n, err := s.sendParts(ctx, s.key(name), id, first, src, part)
+		list := make([]minio.CompletePart, len(parts))
+		for i, p := range parts {
+			all.Write(p.sum[:])
+			list[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.etag, ChecksumSHA256: base64.StdEncoding.EncodeToString(p.sum[:])}
+		}
+		size = n
+		return list, err
+	})
+	sum := base64.StdEncoding.EncodeToString(all.Sum(nil))
+	if err != nil && unsure {
+		// As in put: the object in our way may be our own.
+		obj, herr := s.head(ctx, name)
+		if got, _, _ := strings.Cut(obj.ChecksumSHA256, "-"); herr != nil || obj.Size != size || got != sum {
+			return store.Info{}, err
+		}
+	} else if err != nil {
+		return store.Info{}, err
+	}
+	return s.verify(ctx, name, size, sum)
+}
+
+// multipart creates an object by a multipart upload whose parts send brings,
+// and aborts it if it fails. With store.ErrConflict, unsure says that the
+// answer to an earlier try was lost, which may have succeeded.
 //
 // It is done by the calls of the core client, since PutObject of minio-go does
 // not send the condition with CompleteMultipartUpload, where it takes effect.
-func (s *Store) putParts(ctx context.Context, name string, first []byte, src io.Reader, part int64, opt store.Options) (_ store.Info, err error) {
+func (s *Store) multipart(ctx context.Context, name string, po minio.PutObjectOptions, send func(id string) ([]minio.CompletePart, error)) (unsure bool, err error) {
 	key := s.key(name)
-	po := putOptions(opt)
-	po.UserMetadata = map[string]string{"X-Amz-Checksum-Algorithm": "SHA256"}
 	var id string
 	if _, err := s.retry(ctx, lightRetries, func() (err error) {
 		ctx, cancel := context.WithTimeout(ctx, lightTimeout)
@@ -211,7 +240,7 @@ func (s *Store) putParts(ctx context.Context, name string, first []byte, src io.
 		id, err = s.client.NewMultipartUpload(ctx, s.cfg.Bucket, key, po)
 		return err
 	}); err != nil {
-		return store.Info{}, err
+		return false, err
 	}
 	defer func() {
 		if err != nil {
@@ -221,18 +250,10 @@ func (s *Store) putParts(ctx context.Context, name string, first []byte, src io.
 			_ = s.client.AbortMultipartUpload(ctx, s.cfg.Bucket, key, id)
 		}
 	}()
-	parts, size, err := s.sendParts(ctx, key, id, first, src, part)
+	list, err := send(id)
 	if err != nil {
-		return store.Info{}, err
+		return false, err
 	}
-
-	all := sha256.New() // of the parts' hashes: S3's composite checksum
-	list := make([]minio.CompletePart, len(parts))
-	for i, p := range parts {
-		all.Write(p.sum[:])
-		list[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.etag, ChecksumSHA256: base64.StdEncoding.EncodeToString(p.sum[:])}
-	}
-	sum := base64.StdEncoding.EncodeToString(all.Sum(nil))
 	var done minio.PutObjectOptions
 	done.SetMatchETagExcept("*")
 	retried, err := s.retry(ctx, completeRetries, func() error {
@@ -241,16 +262,10 @@ func (s *Store) putParts(ctx context.Context, name string, first []byte, src io.
 		_, err := s.client.CompleteMultipartUpload(ctx, s.cfg.Bucket, key, id, list, done)
 		return err
 	})
-	if err != nil && retried && (errors.Is(err, store.ErrConflict) || isCode(err, minio.NoSuchUpload)) {
-		// As in put: an earlier try may have succeeded.
-		obj, herr := s.head(ctx, name)
-		if got, _, _ := strings.Cut(obj.ChecksumSHA256, "-"); herr != nil || obj.Size != size || got != sum {
-			return store.Info{}, err
-		}
-	} else if err != nil {
-		return store.Info{}, err
+	if retried && isCode(err, minio.NoSuchUpload) {
+		err = fmt.Errorf("%w: %w", store.ErrConflict, err) // it was completed
 	}
-	return s.verify(ctx, name, size, sum)
+	return retried && errors.Is(err, store.ErrConflict), err
 }
 
 // sentPart is written by the goroutine that sends the part, and read after all
