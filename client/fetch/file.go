@@ -64,6 +64,9 @@ type download struct {
 
 	from   []*source // that gave bytes of this round
 	single bool      // one mirror gives the whole file: the mixture was wrong
+	strict bool      // each block is verified before it is used, those on the disk too
+
+	unverified map[int64]*source // by number: blocks that were not verified as they came
 
 	told     time.Time // when Progress was called last …
 	toldDone int64     // … and with what
@@ -208,7 +211,7 @@ func (d *download) rounds(ctx context.Context) error {
 			return fmt.Errorf("%w: no mirror gives the whole file", tuf.ErrOffline)
 		}
 		log.Warn().Str("file", d.Dest).AnErr("why", err).Msg("download begins again")
-		if err := d.part.reset(); err != nil {
+		if err := d.part.reset(d.Blocks != nil); err != nil {
 			return err
 		}
 	}
@@ -218,9 +221,11 @@ func (d *download) rounds(ctx context.Context) error {
 // another round is pointless.
 func (d *download) blame(err error) error {
 	switch {
-	case d.res.Resumed > 0: // then it may have been the part on disk
+	case d.Blocks != nil && !d.strict:
+		d.strict = true // finds the bad blocks, and who sent them
 	case d.Blocks != nil:
 		return fmt.Errorf("%w; each block is as signed, so the block list and the hash contradict each other", err)
+	case d.res.Resumed > 0: // it may have been the part on disk
 	case len(d.from) == 1:
 		d.srcs.failed(d.from[0], err)
 	default:

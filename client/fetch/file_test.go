@@ -135,6 +135,44 @@ func TestBadMirrorIsLeftAfterOneBlock(t *testing.T) {
 	}
 }
 
+// On a fast line not each block is verified as it comes; the bad ones are found
+// all the same, only they are fetched again, and nothing of them from who sent
+// them.
+func TestBadBlocksOnAFastLine(t *testing.T) {
+	const size = 160 * mib
+	o := newObject(size)
+	wrong := object{data: bytes.Clone(o.data), hashes: o.hashes}
+	for i := 100 * mib; i < size; i += 10*mib + 17 {
+		wrong.data[i] ^= 0x40
+	}
+	bad, fine := newMirror(t, good(wrong)), newMirror(t, good(o))
+	r := request(t, o, bad.url, fine.url)
+	r.Blocks = o.blocks
+	res, err := fetch.New(quick).File(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, r, o)
+	if len(bad.seen()) != 1 || res.Bytes > size+10*mib {
+		t.Errorf("the bad mirror was asked %d times, %d bytes came", len(bad.seen()), res.Bytes)
+	}
+
+	r = request(t, o, bad.url)
+	r.Blocks = o.blocks
+	if _, err := fetch.New(quick).File(t.Context(), r); !errors.Is(err, fetch.ErrCorrupt) {
+		t.Errorf("error %v", err)
+	}
+	wantFiles(t, r, "file.part", "file.part.json")
+	r.URLs = []string{fine.url}
+	if res, err = fetch.New(quick).File(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	want(t, r, o)
+	if res.Bytes > 70*mib {
+		t.Errorf("%d bytes came again", res.Bytes)
+	}
+}
+
 // A server that knows no ranges: what is verified is kept, the rest begins again.
 func TestServerWithoutRanges(t *testing.T) {
 	o := newObject(5*mib + 7)

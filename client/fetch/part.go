@@ -93,10 +93,14 @@ func (p *part) remove() {
 	_ = p.dir.Remove(p.data())
 }
 
-// reset forgets what was there.
-func (p *part) reset() error {
+// reset forgets what was there. keep leaves the bytes, for a block list to tell
+// the good ones.
+func (p *part) reset(keep bool) error {
 	if err := p.dir.Remove(p.note()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if keep {
+		return nil
 	}
 	return p.file.Truncate(0)
 }

@@ -26,6 +26,7 @@ type sources struct {
 type source struct {
 	url     string
 	etag    string // strong validator of its last answer, or ""
+	proven  int    // blocks that were verified as it sent them
 	fails   int    // in a row, without progress between
 	ready   time.Time
 	backoff backoff.ExponentialBackOff
