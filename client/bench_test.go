@@ -181,7 +181,7 @@ func benchServe(args []string) error {
 		return err
 	}
 	fmt.Printf("http://%s\n", l.Addr())
-	return http.Serve(l, http.FileServer(http.Dir(args[0]))) //nolint:gosec // ends with the benchmark
+	return http.Serve(l, http.FileServer(http.Dir(args[0])))
 }
 
 // benchPrepare writes a repository with one file of random bytes under two

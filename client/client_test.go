@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -203,7 +202,7 @@ func publishRollout(t *testing.T, s *server, change func(roles map[string]string
 		s.Delegate("targets", tuftest.Delegation{Role: role, Paths: paths, Keys: []*tuftest.Key{tuftest.NewKey(tuftest.Ed25519)}})
 	}
 	s.AddArtifact(roles[patchPath], patchPath, []byte("hello"))
-	raw := json.RawMessage(custom)
+	raw := custom
 	s.Targets[roles[patchPath]].Signed.Targets[patchPath].Custom = &raw
 	s.AddArtifact(roles[layout.PlanPath("users")], layout.PlanPath("users"), planJSON)
 	s.AddArtifact(roles[layout.HaltsPath], layout.HaltsPath, haltsJSON)

@@ -18,11 +18,11 @@ func freeSpace(dir string) (int64, bool) {
 		return 0, false
 	}
 	// The fields' types differ from system to system.
-	blocks, size := uint64(st.Bavail), uint64(st.Bsize) //nolint:unconvert,gosec // see above; never negative
+	blocks, size := uint64(st.Bavail), uint64(st.Bsize)
 	if size != 0 && blocks > (1<<62)/size {
 		return 1 << 62, true
 	}
-	return int64(blocks * size), true //nolint:gosec // bounded above
+	return int64(blocks * size), true
 }
 
 func isNoSpace(err error) bool {
@@ -31,7 +31,7 @@ func isNoSpace(err error) bool {
 
 // lockFile takes the lock of an open file, which ends with it.
 func lockFile(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrBusy
 	}

@@ -31,11 +31,11 @@ import (
 )
 
 var (
-	// ErrCorrupt: what the mirrors have is not what was signed.
+	// ErrCorrupt says that what the mirrors have is not what was signed.
 	ErrCorrupt = fmt.Errorf("corrupt download: %w", tuf.ErrNotTrusted)
-	// ErrNoSpace: the file does not fit on the disk. Nothing of it is kept.
+	// ErrNoSpace says that the file does not fit on the disk. Nothing of it is kept.
 	ErrNoSpace = errors.New("not enough disk space")
-	// ErrBusy: another download to the same place is under way.
+	// ErrBusy says that another download to the same place is under way.
 	ErrBusy = fmt.Errorf("download under way: %w", tuf.ErrLocked)
 )
 

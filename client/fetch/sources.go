@@ -208,11 +208,11 @@ func offline(err error) error {
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
-	for _, known := range []error{errRedirect, ErrCorrupt, tuf.ErrOffline} {
+	if errors.Is(err, errRedirect) {
+		return &refused{err}
+	}
+	for _, known := range []error{ErrCorrupt, tuf.ErrOffline} {
 		if errors.Is(err, known) {
-			if known == errRedirect {
-				return &refused{err}
-			}
 			return err
 		}
 	}
