@@ -1,14 +1,12 @@
 package tuf
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -185,10 +183,10 @@ func (c *Client) Status() Status {
 	ts, sn := &c.view.timestamp.Signed, &c.view.snapshot.Signed
 	st.Roles[metadata.TIMESTAMP] = topStatus(root2, metadata.TIMESTAMP, ts.Version, ts.Expires, ts.UnrecognizedFields)
 	st.Roles[metadata.SNAPSHOT] = topStatus(root2, metadata.SNAPSHOT, sn.Version, sn.Expires, sn.UnrecognizedFields)
-	for _, r := range c.view.roles() {
+	for _, r := range append(c.view.delegated.all(), c.view.targets) {
 		st.Roles[r.Name] = RoleStatus{
 			Version: r.Version, Expires: r.Expires, SignedAt: signedAt(r.Metadata.Signed.UnrecognizedFields),
-			KeyIDs: slices.Clone(r.keyIDs), Threshold: r.threshold,
+			KeyIDs: slices.Clone(r.delegation.keyIDs), Threshold: r.delegation.threshold,
 		}
 	}
 	return st
@@ -216,10 +214,8 @@ func (c *Client) Bytes(role string) []byte {
 	case metadata.SNAPSHOT:
 		return slices.Clone(c.view.snapshotBytes)
 	}
-	for _, r := range c.view.roles() {
-		if r.Name == role {
-			return slices.Clone(r.Bytes)
-		}
+	if r := c.view.role(role); r != nil {
+		return slices.Clone(r.Bytes)
 	}
 	return nil
 }
@@ -261,29 +257,15 @@ type view struct {
 	snapshotBytes  []byte
 	targets        *Role
 
-	mu        sync.Mutex
-	delegated map[edge]*Role // by who delegated: a role is trusted only for that
+	delegated *roleSet
 }
 
-type edge struct{ delegator, role string }
-
-// roles returns what is loaded of the targets roles, each name once.
-func (v *view) roles() []*Role {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	out := []*Role{v.targets}
-	seen := map[string]bool{v.targets.Name: true}
-	for _, e := range slices.SortedFunc(maps.Keys(v.delegated), compareEdges) {
-		if !seen[e.role] {
-			seen[e.role] = true
-			out = append(out, v.delegated[e])
-		}
+// role returns a loaded targets role by its name, or nil.
+func (v *view) role(name string) *Role {
+	if name == metadata.TARGETS {
+		return v.targets
 	}
-	return out
-}
-
-func compareEdges(a, b edge) int {
-	return cmp.Or(strings.Compare(a.role, b.role), strings.Compare(a.delegator, b.delegator))
+	return v.delegated.named(name)
 }
 
 // currentView returns the last verified view, refreshing first if there is none.

@@ -150,18 +150,7 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 		return nil, err
 	}
 	e := edge{from.delegator, from.name}
-	v.mu.Lock()
-	role := v.delegated[e]
-	var others [][]byte // the same role as other delegators reached it
-	fetched := false
-	for o, r := range v.delegated {
-		if o.role == e.role && role == nil {
-			others = append(others, r.Bytes)
-			fetched = fetched || r.fetched
-		}
-	}
-	v.mu.Unlock()
-	if role != nil {
+	if role := v.delegated.get(e); role != nil {
 		return role, c.checkRoleExpiry(role, now)
 	}
 	if from.name != metadata.TARGETS && isTopLevel(from.name) {
@@ -171,13 +160,17 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 	if want == nil {
 		return nil, distrust(metadata.SNAPSHOT, "it does not list %q, to which %s delegates", from.name, from.delegator)
 	}
+	if role := v.delegated.unchanged(from, want); role != nil && c.checkRoleExpiry(role, now) == nil {
+		return c.addRole(v, e, role, false), nil
+	}
+	others, fetched := v.delegated.copies(from.name)
 	if saved, err := c.state.read(stateFile(from.name), c.limits.Targets); err == nil {
 		others = append(others, saved)
 	}
 	for _, data := range others {
 		role, err := verifyRole(v, from, data)
 		if err == nil && c.checkRoleExpiry(role, now) == nil {
-			return c.addRole(v, e, role), nil
+			return c.addRole(v, e, role, false), nil
 		}
 		if err != nil && fetched {
 			// The repository serves one file under this name, and it is not
@@ -189,17 +182,17 @@ func (c *Client) loadRole(ctx context.Context, v *view, from child) (*Role, erro
 	if err != nil {
 		return nil, err
 	}
-	if role, err = verifyRole(v, from, data); err != nil {
+	role, err := verifyRole(v, from, data)
+	if err != nil {
 		return nil, err
 	}
 	if err := c.checkRoleExpiry(role, now); err != nil {
 		return nil, err
 	}
-	role.fetched = true
 	if err := c.state.write(stateFile(from.name), data); err != nil {
 		return nil, err
 	}
-	return c.addRole(v, e, role), nil
+	return c.addRole(v, e, role, true), nil
 }
 
 func (c *Client) checkRoleExpiry(role *Role, now time.Time) error {
@@ -209,13 +202,10 @@ func (c *Client) checkRoleExpiry(role *Role, now time.Time) error {
 	return checkExpiry(role.Name, role.Expires, now)
 }
 
-func (c *Client) addRole(v *view, e edge, role *Role) *Role {
-	if e.delegator == metadata.ROOT {
-		return role
+func (c *Client) addRole(v *view, e edge, role *Role, fetched bool) *Role {
+	if e.delegator != metadata.ROOT {
+		v.delegated.add(e, role, fetched)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.delegated[e] = role
 	return role
 }
 
@@ -242,7 +232,7 @@ func verifyRole(v *view, from child, data []byte) (*Role, error) {
 	return &Role{
 		Name: from.name, Delegator: from.delegator, Version: md.Signed.Version, Expires: md.Signed.Expires,
 		Bytes: data, Metadata: md, Terminating: from.terminating,
-		keyIDs: from.delegation.keyIDs, threshold: from.delegation.threshold,
+		delegation: from.delegation, listed: want,
 	}, nil
 }
 

@@ -40,7 +40,6 @@ func (c *Client) Refresh(ctx context.Context) error {
 	v, err := c.refresh(ctx)
 	if err == nil {
 		c.mu.Lock()
-		c.keepDelegated(v)
 		c.view, c.refreshed = v, c.now()
 		c.mu.Unlock()
 		return nil
@@ -52,19 +51,6 @@ func (c *Client) Refresh(ctx context.Context) error {
 		c.mu.Unlock()
 	}
 	return err
-}
-
-// keepDelegated carries loaded delegated roles over into a new view that rests
-// on the same snapshot and targets. c.mu is held.
-func (c *Client) keepDelegated(v *view) {
-	old := c.view
-	if old == nil || old.snapshot != v.snapshot || old.targets != v.targets {
-		return
-	}
-	old.mu.Lock()
-	v.delegated = old.delegated
-	old.delegated = map[edge]*Role{}
-	old.mu.Unlock()
 }
 
 func (c *Client) refresh(ctx context.Context) (*view, error) {
@@ -198,7 +184,7 @@ func (c *Client) updateTimestamp(ctx context.Context, v, old *view) error {
 func (c *Client) newView() (v, old *view) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	v = &view{root: c.root, delegated: map[edge]*Role{}}
+	v = &view{root: c.root, delegated: newRoleSet()}
 	if c.view != nil && c.view.root == c.root {
 		old = c.view
 	}
@@ -313,8 +299,11 @@ func (c *Client) updateTargets(ctx context.Context, v, old *view) error {
 		return err
 	}
 	if old != nil && old.snapshot == v.snapshot {
-		v.targets = old.targets
+		v.targets, v.delegated = old.targets, old.delegated
 		return checkExpiry(metadata.TARGETS, v.targets.Expires, now)
+	}
+	if old != nil {
+		v.delegated.takeOver(old)
 	}
 	r, err := c.loadRole(ctx, v, from)
 	if err != nil {

@@ -147,9 +147,10 @@ type Role struct {
 	Bytes       []byte // as verified
 	Metadata    *metadata.Metadata[metadata.TargetsType]
 	Terminating bool // the delegation is
-	keyIDs      []string
-	threshold   int
-	fetched     bool // from the repository rather than the local state
+
+	// What it was verified against, beside its bytes.
+	delegation delegation
+	listed     *metadata.MetaFiles
 }
 
 // Status tells what a Client holds.

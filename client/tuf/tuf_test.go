@@ -37,7 +37,7 @@ func wantErr(t *testing.T, err, want error) {
 	}
 }
 
-func open(t *testing.T, cfg tuf.Config) *tuf.Client {
+func open(t testing.TB, cfg tuf.Config) *tuf.Client {
 	t.Helper()
 	c, err := tuf.Open(cfg)
 	if err != nil {
@@ -48,7 +48,7 @@ func open(t *testing.T, cfg tuf.Config) *tuf.Client {
 }
 
 // inMemory is a client without a directory.
-func inMemory(t *testing.T, repo *tuftest.Repo) *tuf.Client {
+func inMemory(t testing.TB, repo *tuftest.Repo) *tuf.Client {
 	t.Helper()
 	return open(t, tuf.Config{Root: repo.Published["root"][0], Fetcher: repo})
 }
