@@ -62,7 +62,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-func buildPrograms(t *testing.T) string {
+func buildPrograms(t testing.TB) string {
 	t.Helper()
 	bin := t.TempDir()
 	build := exec.Command("go", "build", "-o", bin+string(filepath.Separator), "./...")
