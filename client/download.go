@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"net/url"
 	"os"
 	"path"
 	"strings"
@@ -82,13 +81,10 @@ func (c *Client) urls(t *tuf.Target) []string {
 		dir, file := path.Split(name)
 		name = dir + sum + "." + file
 	}
-	parts := strings.Split(name, "/")
-	for i := range parts {
-		parts[i] = url.PathEscape(parts[i])
-	}
+	name = layout.EscapePath(name)
 	urls := make([]string, len(c.targets))
 	for i, base := range c.targets {
-		urls[i] = strings.TrimRight(base, "/") + "/" + strings.Join(parts, "/")
+		urls[i] = strings.TrimRight(base, "/") + "/" + name
 	}
 	return urls
 }

@@ -132,7 +132,7 @@ current
 run agent apply
 hello
 
-say "Someone changes a patch on the server" "One byte of version 1.2, after it was signed. The origin notices, and so would the PC."
+say "Someone changes a patch on the server" "One byte of version 1.2, after it was signed. The origin notices, and so would the PC, which tries a few times."
 publish 1.2 low >/dev/null
 patchkeep rollout start hello@1.2 --ring users >/dev/null
 file=$(find "$PATCHKEEP_REPO/targets/patches/hello/1.2" -name '*.tar.gz')

@@ -162,19 +162,20 @@ func (r *Repository) upload(ctx context.Context, pub *Published, file io.Reader,
 	h := newBlockHasher()
 	in := io.TeeReader(file, h)
 	var staged store.Staged
+	var err error
 	if dryRun {
-		if _, err := io.Copy(io.Discard, in); err != nil {
-			return nil, fmt.Errorf("read file: %w", err)
+		if _, err = io.Copy(io.Discard, in); err != nil {
+			err = fmt.Errorf("read file: %w", err)
 		}
+	} else if staged, err = r.store.Stage(ctx, in, size, options(layout.TargetsDir+"/")); err != nil {
+		err = fmt.Errorf("upload: %w", err)
 	} else {
-		var err error
-		staged, err = r.store.Stage(ctx, in, size, options(layout.TargetsDir+"/"))
-		if err != nil {
-			return nil, fmt.Errorf("upload: %w", err)
-		}
 		defer staged.Discard(context.WithoutCancel(ctx))
 	}
 	sum, blocks := h.Sum()
+	if err != nil {
+		return nil, err
+	}
 	pub.Length = h.length
 	pub.SHA256 = fmt.Sprintf("%x", sum)
 	pub.Blocks = layout.BlockListLen(pub.Length) > 0

@@ -261,10 +261,10 @@ func (v *verifier) target(ctx context.Context, path string) error {
 	}
 	n, err := io.Copy(out, io.LimitReader(rc, tf.Length+1))
 	v.report.Bytes += n
+	got, blocks := h.Sum()
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	got, blocks := h.Sum()
 	if err != nil || n != tf.Length || hex.EncodeToString(got[:]) != sum {
 		v.fault(path, "its content is not what role %s signed (read %d bytes with sha256 %x, signed are %d with %s)", v.roles[path], n, got, tf.Length, sum)
 		return nil

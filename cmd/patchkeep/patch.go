@@ -128,6 +128,9 @@ func (in *patchAdd) run(cmd *cobra.Command, file string, dryRun bool) error {
 	if err != nil {
 		return fmt.Errorf("add patch %s: %w", p.ID, err)
 	}
+	if strings.ContainsAny(name, "#?%") {
+		note(cmd, "some other TUF clients cannot fetch a file with # ? or %% in its name; Patchkeep's own can")
+	}
 	words := fmt.Sprintf("%s %s for %s, %s", p.Product, p.Version, p.Platform, cli.Bytes(pub.Length))
 	return printChange(cmd, published{Change: *change, Patch: pub}, words,
 		fmt.Sprintf("patchkeep rollout start %s@%s --ring RING", p.Product, p.Version))
