@@ -60,8 +60,7 @@ func (r *Repository) Init(ctx context.Context, cfg InitConfig) (*Change, error) 
 	if err := r.CanInit(ctx); err != nil {
 		return nil, err
 	}
-	in := &Repository{store: r.store, keys: r.keys, now: r.now}
-	in.initial = &initial{cfg: cfg}
+	in := &Repository{store: r.store, keys: r.keys, now: r.now, making: &cfg}
 	d := &draft{
 		repo:  in,
 		roles: map[string]*metadata.Metadata[metadata.TargetsType]{layout.RoleTargets: newTargets(layout.RoleTargets, cfg.Roles[layout.RoleTargets].Lifetime)},
@@ -97,15 +96,12 @@ func (r *Repository) CanInit(ctx context.Context) error {
 	return nil
 }
 
-// initial is what a repository is made from.
-type initial struct{ cfg InitConfig }
-
 // lifetimes are the fields of a top-level role that is made for the first time.
 func (r *Repository) lifetimes(role string) map[string]any {
-	if r.initial == nil {
+	if r.making == nil {
 		return nil
 	}
-	return lifetimeFields(role, r.initial.cfg.Roles[role].Lifetime)
+	return lifetimeFields(role, r.making.Roles[role].Lifetime)
 }
 
 func lifetimeFields(role string, d time.Duration) map[string]any {

@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -292,7 +291,7 @@ func (d *draft) published(ctx context.Context, product string) ([]Published, err
 	return list, nil
 }
 
-// version lists the patches of one version; fs.ErrNotExist if there are none.
+// versionOf lists the patches of one version; fs.ErrNotExist if there are none.
 func (d *draft) versionOf(ctx context.Context, product, version string) ([]Published, error) {
 	all, err := d.published(ctx, product)
 	if err != nil {
@@ -361,17 +360,4 @@ func (r *Repository) RoleInfos(ctx context.Context) ([]RoleInfo, error) {
 		list = append(list, RoleInfo{Name: del.Name, Version: md.Signed.Version, KeyIDs: del.KeyIDs, Threshold: del.Threshold, Targets: len(md.Signed.Targets)})
 	}
 	return list, nil
-}
-
-// Document reads a small signed document that is published at a target path.
-func (r *Repository) Document(ctx context.Context, role, path string, limit int64) ([]byte, error) {
-	base, err := r.load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	data, err := r.draftOn(base).document(ctx, role, path, limit)
-	if err == nil && data == nil {
-		err = fmt.Errorf("%s: %w", path, fs.ErrNotExist)
-	}
-	return bytes.Clone(data), err
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
+	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/store"
 )
@@ -288,6 +289,6 @@ func signedAt(fields map[string]any, at time.Time) map[string]any {
 	if fields == nil {
 		fields = make(map[string]any)
 	}
-	fields[signedAtField] = at.Format(time.RFC3339)
+	fields[tuf.SignedAtField] = at.Format(time.RFC3339)
 	return fields
 }

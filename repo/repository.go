@@ -71,7 +71,7 @@ type Repository struct {
 	root  []byte
 	now   func() time.Time
 
-	initial *initial // only while the repository is being made
+	making *InitConfig // only while the repository is being made
 }
 
 // Open makes a Repository. It does not touch the store.
@@ -117,11 +117,9 @@ type TargetChange struct {
 	SHA256 string `json:"sha256,omitempty"`
 }
 
-// fields of our own in the signed part of every role
-const (
-	signedAtField = "x-patchkeep-signed-at" // RFC 3339, UTC
-	lifetimeField = "x-patchkeep-lifetime"  // as time.ParseDuration reads it
-)
+// lifetimeField is in the signed part of every role, beside tuf.SignedAtField:
+// how long its metadata is valid, as time.ParseDuration reads it.
+const lifetimeField = "x-patchkeep-lifetime"
 
 // DefaultLifetime is how long a role's metadata is valid after it was signed.
 func DefaultLifetime(role string) time.Duration {
