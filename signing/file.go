@@ -104,20 +104,33 @@ func writeKeyPair(dir, name string, private, public []byte) error {
 	return nil
 }
 
-// createFile writes a new file and waits until it is on disk.
+// createFile makes a new file, which appears whole, and waits until its content
+// is on disk.
 func createFile(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
+	defer os.Remove(f.Name())
 	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path)
+		return err
 	}
-	return err
+	err = os.Link(f.Name(), path)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// No hard links here, as on many a USB stick.
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%q: %w", path, fs.ErrExist)
+	}
+	return os.Rename(f.Name(), path)
 }
 
 func syncDir(dir string) error {

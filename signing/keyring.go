@@ -47,11 +47,12 @@ func (i KeyInfo) Fingerprint() string { return Fingerprint(i.ID) }
 // used by several goroutines at once; keys are unlocked one at a time, so that
 // one prompt is on the terminal and the memory for one is taken.
 type Keyring struct {
-	opts   Options
-	places []string // as given, for messages
-	dir    string   // where keys are created; empty: no directory was given
+	opts  Options
+	paths []string // the locations
 
 	mu        sync.Mutex // guards what follows
+	places    []string   // the locations, for messages
+	dir       string     // where keys are created; empty: no directory was given
 	entries   []*entry
 	passwords [][]byte // that unlocked or made a key
 	closed    bool
@@ -69,18 +70,33 @@ type entry struct {
 func Open(ctx context.Context, locations []string, opts Options) (*Keyring, error) {
 	kr := &Keyring{opts: opts}
 	for _, location := range locations {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("open keys: %w", err)
-		}
 		ref, err := ParseRef(location)
 		if err != nil {
 			return nil, fmt.Errorf("open keys: %w", err)
 		}
-		if err := kr.add(ref.Path); err != nil {
-			return nil, fmt.Errorf("open keys: %w", err)
-		}
+		kr.paths = append(kr.paths, ref.Path)
+	}
+	if err := kr.Reload(ctx); err != nil {
+		return nil, err
 	}
 	return kr, nil
+}
+
+// Reload looks at the locations again, for keys that others have made since.
+// What is unlocked stays so.
+func (kr *Keyring) Reload(ctx context.Context) error {
+	kr.mu.Lock()
+	defer kr.mu.Unlock()
+	kr.places = nil
+	for _, path := range kr.paths {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("open keys: %w", err)
+		}
+		if err := kr.add(path); err != nil {
+			return fmt.Errorf("open keys: %w", err)
+		}
+	}
+	return nil
 }
 
 // add takes in a key file or a directory of them.
@@ -124,17 +140,22 @@ func (kr *Keyring) add(path string) error {
 }
 
 func (kr *Keyring) addFile(path string) error {
-	if slices.ContainsFunc(kr.entries, func(e *entry) bool { return e.info.Source == path }) {
+	i := slices.IndexFunc(kr.entries, func(e *entry) bool { return e.info.Source == path })
+	if i >= 0 && kr.entries[i].info.Public != nil {
 		return nil
 	}
 	info, err := Describe(path)
 	if errors.Is(err, fs.ErrNotExist) { // no public half: known once unlocked
 		info, err = KeyInfo{Name: nameOf(path), Source: path}, nil
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case i >= 0:
+		kr.entries[i].info = info
+	default:
+		kr.entries = append(kr.entries, &entry{info: info})
 	}
-	kr.entries = append(kr.entries, &entry{info: info})
 	return nil
 }
 

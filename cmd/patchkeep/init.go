@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -202,10 +204,33 @@ func findOrMake(ctx context.Context, ring *signing.Keyring, name string, alg sig
 		return signing.KeyInfo{}, cli.WithHint(cli.Usagef("there is no key for role %s, and no place to make one", name), "use --keys DIR, where key files lie or are to be written")
 	}
 	info, err := ring.Create(ctx, name, alg)
+	if errors.Is(err, fs.ErrExist) {
+		info, err = madeByOthers(ctx, ring, name, err)
+	}
 	if err != nil {
 		return info, fmt.Errorf("make key of role %s: %w", name, err)
 	}
 	return info, nil
+}
+
+// madeByOthers finds a key that another process has made at the same moment.
+func madeByOthers(ctx context.Context, ring *signing.Keyring, name string, failed error) (signing.KeyInfo, error) {
+	for range 40 { // its public half comes after it
+		if err := ring.Reload(ctx); err != nil {
+			return signing.KeyInfo{}, err
+		}
+		for _, info := range ring.Keys() {
+			if info.Name == name && info.Public != nil {
+				return info, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return signing.KeyInfo{}, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return signing.KeyInfo{}, failed
 }
 
 func (in *initCommand) print(w io.Writer, where string, made []madeRole) error {
