@@ -58,7 +58,8 @@ fuzz: ## fuzz each target for FUZZTIME (60s)
 
 .PHONY: bench
 bench: build $(call stamp,$(S3SERVER)) ## measure
-	go test -run '^$$' -bench . -benchtime 1x ./...
+	go test -run '^$$' -bench . -benchtime 5x -timeout 30m -v ./client ./cmd
+	go test -run '^$$' -bench . $$(go list ./... | grep -Ev '/(client|cmd)$$')
 
 .PHONY: docker
 docker: ## build an image of each program
