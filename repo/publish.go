@@ -142,13 +142,16 @@ func (d *draft) commit(ctx context.Context) error {
 	}
 	written := make(map[string][]byte) // metadata file → content, for the walk
 	for _, role := range d.edited() {
-		version, err := d.writeTargets(ctx, role, written)
+		md := d.roles[role]
+		h := head{&md.Signed.Version, &md.Signed.Expires, &md.Signed.UnrecognizedFields}
+		version, err := writeRole(ctx, d, role, md, h, written)
 		if err != nil {
 			return err
 		}
 		snapshot.Signed.Meta[role+".json"] = metadata.MetaFile(version)
 	}
-	version, err := d.writeSnapshot(ctx, snapshot, written)
+	h := head{&snapshot.Signed.Version, &snapshot.Signed.Expires, &snapshot.Signed.UnrecognizedFields}
+	version, err := writeRole(ctx, d, layout.RoleSnapshot, snapshot, h, written)
 	if err != nil {
 		return err
 	}
@@ -169,42 +172,36 @@ func (d *draft) commit(ctx context.Context) error {
 	return nil
 }
 
-func (d *draft) writeTargets(ctx context.Context, role string, written map[string][]byte) (int64, error) {
-	md := d.roles[role]
-	ids, threshold, err := d.authority(ctx, role)
-	if err != nil {
-		return 0, err
-	}
-	change, err := d.roleChange(ctx, role, md.Signed.UnrecognizedFields)
-	if err != nil {
-		return 0, err
-	}
-	md.Signed.Expires = change.Expires
-	md.Signed.UnrecognizedFields = signedAt(md.Signed.UnrecognizedFields, d.repo.moment())
-	return d.writeVersion(ctx, &change, written, func(version int64) ([]byte, error) {
-		md.Signed.Version = version
-		change.Signers, err = sign(ctx, md, role, ids, threshold, d.repo.keys)
-		if err != nil {
-			return nil, err
-		}
-		return md.ToBytes(false)
-	})
+// head is the part of signed metadata that every role has.
+type head struct {
+	version *int64
+	expires *time.Time
+	fields  *map[string]any
 }
 
-func (d *draft) writeSnapshot(ctx context.Context, md *metadata.Metadata[metadata.SnapshotType], written map[string][]byte) (int64, error) {
-	change, err := d.roleChange(ctx, layout.RoleSnapshot, md.Signed.UnrecognizedFields)
+// freshen gives a role about to be signed a new life, and says what changes and
+// whose signatures it takes.
+func (d *draft) freshen(ctx context.Context, role string, h head) (change RoleChange, keyIDs []string, threshold int, err error) {
+	if keyIDs, threshold, err = d.authority(ctx, role); err != nil {
+		return change, nil, 0, err
+	}
+	if change, err = d.roleChange(ctx, role, *h.fields); err != nil {
+		return change, nil, 0, err
+	}
+	*h.expires = change.Expires
+	*h.fields = signedAt(*h.fields, d.repo.moment())
+	return change, keyIDs, threshold, nil
+}
+
+// writeRole signs and creates the next free version of a role, and returns it.
+func writeRole[T metadata.Roles](ctx context.Context, d *draft, role string, md *metadata.Metadata[T], h head, written map[string][]byte) (int64, error) {
+	change, ids, threshold, err := d.freshen(ctx, role, h)
 	if err != nil {
 		return 0, err
 	}
-	ids, threshold, err := d.authority(ctx, layout.RoleSnapshot)
-	if err != nil {
-		return 0, err
-	}
-	md.Signed.Expires = change.Expires
-	md.Signed.UnrecognizedFields = signedAt(md.Signed.UnrecognizedFields, d.repo.moment())
 	return d.writeVersion(ctx, &change, written, func(version int64) ([]byte, error) {
-		md.Signed.Version = version
-		change.Signers, err = sign(ctx, md, layout.RoleSnapshot, ids, threshold, d.repo.keys)
+		*h.version = version
+		change.Signers, err = sign(ctx, md, role, ids, threshold, d.repo.keys)
 		if err != nil {
 			return nil, err
 		}
@@ -248,19 +245,14 @@ func (d *draft) signTimestamp(ctx context.Context, snapshot int64) ([]byte, erro
 	if d.base != nil {
 		md.Signed.UnrecognizedFields = maps.Clone(d.base.trusted.Timestamp.Signed.UnrecognizedFields)
 	}
-	change, err := d.roleChange(ctx, layout.RoleTimestamp, md.Signed.UnrecognizedFields)
+	h := head{&md.Signed.Version, &md.Signed.Expires, &md.Signed.UnrecognizedFields}
+	change, ids, threshold, err := d.freshen(ctx, layout.RoleTimestamp, h)
 	if err != nil {
 		return nil, err
 	}
 	change.To = change.From + 1
 	md.Signed.Version = change.To
-	md.Signed.Expires = change.Expires
 	md.Signed.Meta = map[string]*metadata.MetaFiles{layout.RoleSnapshot + ".json": metadata.MetaFile(snapshot)}
-	md.Signed.UnrecognizedFields = signedAt(md.Signed.UnrecognizedFields, d.repo.moment())
-	ids, threshold, err := d.authority(ctx, layout.RoleTimestamp)
-	if err != nil {
-		return nil, err
-	}
 	if change.Signers, err = sign(ctx, md, layout.RoleTimestamp, ids, threshold, d.repo.keys); err != nil {
 		return nil, err
 	}
