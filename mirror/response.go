@@ -76,6 +76,16 @@ func (w *responseWriter) begin() {
 	}
 }
 
+// growing is a file that is read while it is still being written: Next waits
+// until bytes at the file's position may be sent, and says how many, max at
+// most. At the end it is io.EOF; any other error means that what was sent is
+// not to be completed.
+type growing interface {
+	io.Reader
+	File() *os.File
+	Next(max int64) (n int64, err error)
+}
+
 // ReadFrom sends a file in pieces. The pieces are made of the file itself, since
 // the kernel's sendfile is only reached through at most one io.LimitedReader.
 func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
@@ -84,24 +94,52 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	if !limited {
 		return io.Copy(writerOnly{w}, src)
 	}
-	file, isFile := lr.R.(*os.File)
 	rf, canSend := w.ResponseWriter.(io.ReaderFrom)
-	if !isFile || !canSend {
+	next, file := whole, (*os.File)(nil)
+	switch r := lr.R.(type) {
+	case *os.File:
+		file = r
+	case growing:
+		file = r.File()
+		next = func(want int64) (int64, error) { return w.await(r, want) }
+	}
+	if file == nil {
 		return io.Copy(writerOnly{w}, src)
 	}
 	var total int64
 	for lr.N > 0 {
-		want := min(lr.N, pieceSize)
+		want, err := next(min(lr.N, pieceSize))
+		if err != nil {
+			return total, err
+		}
 		w.extend(want)
-		n, err := rf.ReadFrom(&io.LimitedReader{R: file, N: want})
+		var n int64
+		if canSend {
+			n, err = rf.ReadFrom(&io.LimitedReader{R: file, N: want})
+			w.sent += n
+		} else {
+			n, err = io.CopyN(writerOnly{w}, file, want)
+		}
 		total += n
 		lr.N -= n
-		w.sent += n
 		if err != nil || n < want {
 			return total, err
 		}
 	}
 	return total, nil
+}
+
+// whole is the next of a file that has all its bytes.
+func whole(want int64) (int64, error) { return want, nil }
+
+// await waits for bytes of a growing file. What the client has of it so far is
+// not kept from it, and the wait is not its fault.
+func (w *responseWriter) await(r growing, want int64) (int64, error) {
+	if w.sent > 0 {
+		_ = w.control.Flush()
+	}
+	unhurried(w, true)
+	return r.Next(want)
 }
 
 // writerOnly hides ReadFrom from io.Copy.
