@@ -48,7 +48,8 @@ func TestServes(t *testing.T) {
 		{"GET", "/metadata/1.roo%74.json", nil, 200, "", s.root},
 		{"GET", "/metadata/2.snapshot.json", nil, 200, "", s.repo.Latest("snapshot")},
 		{"GET", "/metadata/1.snapshot.json", nil, 404, "", nil}, // upstream has it, no view here had
-		{"GET", "/metadata/2.root.json", nil, 404, "Cache-Control=no-store", nil},
+		{"GET", "/metadata/2.root.json", nil, 404, "Cache-Control=public, max-age=1", nil},
+		{"GET", "/metadata/3.root.json", nil, 404, "Cache-Control=no-store", nil},
 		{"GET", "/metadata/root.json", nil, 404, "", nil},
 		{"GET", "/metadata/", nil, 404, "", nil},
 		{"GET", "/metadata", nil, 404, "", nil},

@@ -38,14 +38,6 @@ type view struct {
 	tops                      map[string]time.Time // expiry of root, timestamp and snapshot
 }
 
-// doc is a metadata file, with its headers made once.
-type doc struct {
-	file    string // name on disk: layout.MetadataFile
-	body    []byte
-	etag    string
-	headers map[string][]string // all but the body's, never written to
-}
-
 // object is a target that may be fetched and served.
 type object struct {
 	fill.Object
@@ -60,21 +52,6 @@ type roleDocs struct {
 	expires time.Time
 	doc     *doc
 	objects map[string]*object
-}
-
-func newDoc(role string, version int64, body []byte) *doc {
-	file := layout.MetadataFile(role, version)
-	sum := sha256.Sum256(body)
-	d := &doc{file: file, body: body, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
-	name := layout.MetadataDir + "/" + file
-	d.headers = map[string][]string{
-		"Content-Type":           {layout.ContentType(name)},
-		"Cache-Control":          {layout.CacheControl(name)},
-		"Etag":                   {d.etag},
-		"Content-Length":         {strconv.Itoa(len(body))},
-		"X-Content-Type-Options": {"nosniff"},
-	}
-	return d
 }
 
 // urlName is a role's file name after the URL was decoded once, as any TUF

@@ -72,8 +72,9 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 }
 
 type overHTTP struct {
-	base   *url.URL
-	client *http.Client
+	base     *url.URL
+	client   *http.Client
+	metadata metadataState
 }
 
 func (h *overHTTP) String() string { return redact(h.base) }
@@ -85,17 +86,15 @@ func redact(u *url.URL) string {
 	return c.String()
 }
 
-// get sends a request for an escaped path below the base.
-func (h *overHTTP) get(ctx context.Context, escaped string, offset int64) (*http.Response, error) {
+// get sends a request for an escaped path below the base. A status that is not
+// one of success is an error, but for a 304 to a conditional request.
+func (h *overHTTP) get(ctx context.Context, escaped string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.base.String()+"/"+escaped, nil)
 	if err != nil {
 		return nil, errors.New("bad URL")
 	}
+	req.Header = header
 	req.Header.Set("User-Agent", UserAgent)
-	req.Header.Set("Accept-Encoding", "identity")
-	if offset > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
-	}
 	resp, err := h.client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -107,13 +106,13 @@ func (h *overHTTP) get(ctx context.Context, escaped string, offset int64) (*http
 		}
 		return nil, fmt.Errorf("%w: %w", tuf.ErrOffline, err)
 	}
-	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%w: it sends %q although asked for plain bytes", tuf.ErrOffline, enc)
-	}
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
 		return resp, nil
+	case http.StatusNotModified:
+		if header.Get("If-None-Match") != "" {
+			return resp, nil
+		}
 	}
 	// A short rest is read so that the connection can be used again.
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
@@ -125,35 +124,28 @@ func (h *overHTTP) get(ctx context.Context, escaped string, offset int64) (*http
 	return nil, fmt.Errorf("%w: status %d", tuf.ErrOffline, resp.StatusCode)
 }
 
-func (h *overHTTP) FetchMetadata(ctx context.Context, name string, max int64) ([]byte, error) {
-	// The role in name is percent-encoded as TUF clients do it: that is what
-	// goes on the wire, not encoded once more.
-	data, err := func() ([]byte, error) {
-		resp, err := h.get(ctx, layout.MetadataDir+"/"+name, 0)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("%w: status %d", tuf.ErrOffline, resp.StatusCode)
-		}
-		data, err := readAll(resp.Body, max)
-		if err != nil && !errors.Is(err, tuf.ErrTooLarge) {
-			err = fmt.Errorf("%w: %w", tuf.ErrOffline, err)
-		}
-		return data, err
-	}()
-	if err == nil {
-		return data, nil
+// getTarget asks for the bytes of a target as they are.
+func (h *overHTTP) getTarget(ctx context.Context, object string, offset int64) (*http.Response, error) {
+	header := http.Header{"Accept-Encoding": {"identity"}}
+	if via, ok := ctx.Value(viaKey{}).(Via); ok {
+		via.set(header)
 	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
+	if offset > 0 {
+		header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
 	}
-	return nil, fmt.Errorf("fetch %s/metadata/%s: %w", h, name, err)
+	resp, err := h.get(ctx, layout.EscapePath(object), header)
+	if err != nil {
+		return nil, err
+	}
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%w: it sends %q although asked for plain bytes", tuf.ErrOffline, enc)
+	}
+	return resp, nil
 }
 
 func (h *overHTTP) OpenTarget(ctx context.Context, object string, offset int64) (io.ReadCloser, int64, error) {
-	resp, err := h.get(ctx, layout.EscapePath(object), offset)
+	resp, err := h.getTarget(ctx, object, offset)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 )
@@ -52,7 +55,7 @@ func TestFetchMetadata(t *testing.T) {
 		want error // nil: body
 	}{
 		{"good", func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.EscapedPath() != "/base/metadata/3.a%2Fb.json" || r.Header.Get("Accept-Encoding") != "identity" || r.Header.Get("Range") != "" {
+			if r.URL.EscapedPath() != "/base/metadata/3.a%2Fb.json" || r.Header.Get("Accept-Encoding") != "zstd, gzip;q=0.9" || r.Header.Get("Range") != "" {
 				t.Errorf("request for %s with %v", r.URL.EscapedPath(), r.Header)
 			}
 			w.Write(body)
@@ -79,10 +82,22 @@ func TestFetchMetadata(t *testing.T) {
 			<-r.Context().Done()
 		}, tuf.ErrOffline},
 		{"cut", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "50"); w.Write(body) }, tuf.ErrOffline},
-		{"compressed unasked", func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Encoding", "gzip")
-			w.Write(body)
-		}, tuf.ErrOffline},
+		{"coding unasked", coded("br", body), tuf.ErrOffline},
+		{"two codings", coded("gzip, zstd", body), tuf.ErrOffline},
+		{"gzip", coded("gzip", gzipOf(body)), nil},
+		{"zstd", coded("zstd", zstdOf(body)), nil},
+		{"not gzip", coded("gzip", body), tuf.ErrOffline},
+		{"not zstd", coded("zstd", body), tuf.ErrOffline},
+		{"cut gzip", coded("gzip", gzipOf(body)[:20]), tuf.ErrOffline},
+		{"cut zstd", coded("zstd", zstdOf(body)[:15]), tuf.ErrOffline},
+		{"gzip with a wrong checksum", coded("gzip", flipped(gzipOf(body), -6)), tuf.ErrOffline},
+		{"zstd with a wrong checksum", coded("zstd", flipped(zstdOf(body), -1)), tuf.ErrOffline},
+		{"gzip bomb", coded("gzip", gzipOf(make([]byte, 1<<22))), tuf.ErrTooLarge},
+		{"zstd bomb", coded("zstd", zstdOf(make([]byte, 1<<22))), tuf.ErrTooLarge},
+		{"zstd with a huge window", coded("zstd", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0xf8, 1, 0, 0}), tuf.ErrOffline},
+		{"endless gzip of nothing", endlessly("gzip", gzipOf(nil)), tuf.ErrTooLarge},
+		{"endless zstd of nothing", endlessly("zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}), tuf.ErrTooLarge},
+		{"not modified unasked", status(304), tuf.ErrOffline},
 		{"huge headers", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X", strings.Repeat("x", 1<<20))
 			w.Write(body)
@@ -97,6 +112,93 @@ func TestFetchMetadata(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %v", c.name, data, err, c.want)
 		}
 	}
+}
+
+func gzipOf(data []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write(data)
+	w.Close()
+	return b.Bytes()
+}
+
+func zstdOf(data []byte) []byte {
+	w, _ := zstd.NewWriter(nil)
+	defer w.Close()
+	return w.EncodeAll(data, nil)
+}
+
+// flipped changes the byte at a place counted from the end.
+func flipped(data []byte, at int) []byte {
+	data[len(data)+at] ^= 1
+	return data
+}
+
+func coded(coding string, data []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", coding)
+		w.Write(data)
+	}
+}
+
+// endlessly sends what decompresses to nothing.
+func endlessly(coding string, data []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", coding)
+		for {
+			if _, err := w.Write(bytes.Repeat(data, 100)); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// TestTimestampUnchanged: only a timestamp that is new crosses the line, and a
+// liar gains nothing from it.
+func TestTimestampUnchanged(t *testing.T) {
+	served, sent := bytes.Repeat([]byte("a"), 90), 0
+	lie := false
+	plain, err := upstream.NewHTTP("http://127.0.0.1:1")
+	if err != nil || upstream.MetadataBytes(plain) != 0 {
+		t.Fatal(err)
+	}
+	u := serve(t, patient, func(w http.ResponseWriter, r *http.Request) {
+		switch tag := upstream.ETag(served); {
+		case lie: // wrong bytes under the right tag
+			w.Header().Set("Etag", tag)
+			w.Write(body)
+		case r.Header.Get("If-None-Match") == tag:
+			w.WriteHeader(http.StatusNotModified)
+		default:
+			w.Header().Set("Etag", tag)
+			w.Write(served)
+			sent += len(served)
+		}
+	})
+	want := func(step string, name string, data []byte, total int) {
+		t.Helper()
+		got, err := u.FetchMetadata(t.Context(), name, 100)
+		if err != nil || !bytes.Equal(got, data) || sent != total {
+			t.Errorf("%s: %q, %v; %d bytes sent, want %d", step, got, err, sent, total)
+		}
+	}
+	want("first", "timestamp.json", served, 90)
+	want("again", "timestamp.json", served, 90)
+	want("another file", "1.root.json", served, 180)
+	if n := upstream.MetadataBytes(u); n != 180 {
+		t.Errorf("%d bytes counted", n)
+	}
+	if _, err := u.FetchMetadata(t.Context(), "timestamp.json", 80); !errors.Is(err, tuf.ErrTooLarge) {
+		t.Errorf("what is known is larger than now allowed: %v", err)
+	}
+	lie = true
+	sent = 0
+	want("lie", "timestamp.json", body, 0)
+	lie = false
+	want("after the lie", "timestamp.json", served, 90)
+	served = bytes.Repeat([]byte("b"), 80)
+	want("new", "timestamp.json", served, 170)
+	want("new again", "timestamp.json", served, 170)
 }
 
 func status(code int) http.HandlerFunc {
