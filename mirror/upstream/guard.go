@@ -90,7 +90,7 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 	}
 	b.spent += time.Since(begun)
 	b.got += int64(n)
-	if window := 3 * b.lim.Stall; err == nil && b.spent >= window {
+	if err == nil && b.spent >= b.lim.Window {
 		if float64(b.got) < float64(b.lim.MinRate)*b.spent.Seconds() {
 			b.cancel()
 			return n, fmt.Errorf("%w: only %d bytes in %s", tuf.ErrOffline, b.got, b.spent.Round(time.Millisecond))

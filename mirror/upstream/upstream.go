@@ -111,9 +111,14 @@ func readAll(r io.Reader, max int64) ([]byte, error) {
 type Limits struct {
 	Metadata time.Duration // a whole metadata file: 1 min
 	Open     time.Duration // the first byte of a target, or its headers: 30 s
-	Stall    time.Duration // no byte of a body for so long: 20 s
-	MinRate  int64         // bytes/s, averaged over three times Stall: 1024
+	Stall    time.Duration // no byte of a body for so long: 15 s
+	MinRate  int64         // bytes/s, averaged over Window: 4 KiB/s
+	Window   time.Duration // as long as Stall
 }
+
+// ToSibling is for a mirror of the same site: one that is there answers at
+// once, but the bytes may wait until it is the object's turn.
+var ToSibling = Limits{Open: 3 * time.Second, Stall: 2 * time.Minute, MinRate: 1}
 
 func (l Limits) withDefaults() Limits {
 	def := func(v *time.Duration, d time.Duration) {
@@ -123,9 +128,10 @@ func (l Limits) withDefaults() Limits {
 	}
 	def(&l.Metadata, time.Minute)
 	def(&l.Open, 30*time.Second)
-	def(&l.Stall, 20*time.Second)
+	def(&l.Stall, 15*time.Second)
+	def(&l.Window, l.Stall)
 	if l.MinRate <= 0 {
-		l.MinRate = 1024
+		l.MinRate = 4 << 10
 	}
 	return l
 }
