@@ -19,12 +19,15 @@ package mirror
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +36,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/mirror/access"
 	"github.com/patchkeep/patchkeep/mirror/cache"
 	"github.com/patchkeep/patchkeep/mirror/fill"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
@@ -56,12 +60,24 @@ type Config struct {
 	MinFree   int64         // bytes of the disk that stay free
 	Poll      time.Duration // between looks at the upstreams, give or take a fifth: 30 s
 	MinRate   int64         // bytes/s below which a reader is cut off: 8 KiB/s
+	Scrub     int64         // bytes/s at which cached objects are read again; 0: they are not
 
-	MaxFills   int // see fill.Config
+	// Siblings are the other mirrors of the site, which share the work: each
+	// object comes over the line through one of them. Self is this one's URL as
+	// the siblings are told.
+	Siblings []upstream.Upstream
+	Self     string
+
+	Line       fill.Limiter // for objects from Upstreams; nil: no limit
+	MaxFills   int          // see fill.Config
 	MaxWaiters int
+	Patience   time.Duration
 	BanFor     time.Duration
 	FailFor    time.Duration
 	Backoff    time.Duration
+	Rest       time.Duration
+
+	Access *access.Gate // for all but the admin handler; nil: everybody may have everything
 
 	Now func() time.Time // nil: time.Now
 }
@@ -69,6 +85,7 @@ type Config struct {
 // Mirror is the handler. Use New, keep Run running, and Close it at the end.
 type Mirror struct {
 	cfg    Config
+	id     string // of this process, by which it knows its own requests
 	lock   *flock.Flock
 	cache  *cache.Cache
 	filler *fill.Filler
@@ -102,6 +119,11 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 	if len(cfg.Upstreams) == 0 {
 		return nil, errors.New("open mirror: no upstream given")
 	}
+	// The whole site may be given the same list.
+	cfg.Siblings = slices.DeleteFunc(slices.Clone(cfg.Siblings), func(u upstream.Upstream) bool { return u.String() == cfg.Self })
+	if len(cfg.Siblings) > 0 && cfg.Self == "" {
+		return nil, errors.New("open mirror: with siblings it has to know what they call itself")
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -112,7 +134,7 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 		cfg.MinRate = 8 << 10
 	}
 	m := &Mirror{
-		cfg: cfg, fetcher: &fetcher{}, files: map[string]bool{},
+		cfg: cfg, id: rand.Text()[:16], fetcher: &fetcher{}, files: map[string]bool{},
 		older: make([]bool, len(cfg.Upstreams)), polls: make([]poll, len(cfg.Upstreams)),
 	}
 	defer func() {
@@ -146,17 +168,35 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var sources []fill.Source
-	for _, u := range cfg.Upstreams {
-		sources = append(sources, u)
-	}
 	m.filler = fill.New(ctx, fill.Config{
-		Cache: m.cache, Sources: sources, MaxFills: cfg.MaxFills, MaxWaiters: cfg.MaxWaiters,
-		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Now: cfg.Now,
+		Cache: m.cache, Sources: m.sources(cfg.Upstreams, false), Siblings: m.sources(cfg.Siblings, true), Self: cfg.Self,
+		Line: cfg.Line, MaxFills: cfg.MaxFills, MaxWaiters: cfg.MaxWaiters, Patience: cfg.Patience,
+		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Rest: cfg.Rest, Now: cfg.Now,
 	})
 	m.seen = newCounters()
 	m.routes()
 	return m, nil
+}
+
+// source is an upstream or a sibling that is told which mirrors a request has
+// passed.
+type source struct {
+	upstream.Upstream
+	id      string
+	sibling bool
+}
+
+func (m *Mirror) sources(list []upstream.Upstream, sibling bool) []fill.Source {
+	var out []fill.Source
+	for _, u := range list {
+		out = append(out, source{u, m.id, sibling})
+	}
+	return out
+}
+
+func (s source) OpenTarget(ctx context.Context, object string, offset int64) (io.ReadCloser, int64, error) {
+	hops := append(slices.Clone(fill.RequestOf(ctx).Hops), s.id)
+	return s.Upstream.OpenTarget(upstream.WithVia(ctx, upstream.Via{Hops: hops, Sibling: s.sibling}), object, offset)
 }
 
 // Close ends fills and gives the directory back. Requests still being served
@@ -180,9 +220,14 @@ func (m *Mirror) Close() error {
 	return errors.Join(errs...)
 }
 
+// scrubEvery is the least time between two readings of the same object.
+const scrubEvery = 7 * 24 * time.Hour
+
 // Run looks at the upstreams now and then every Poll, until ctx is done.
 // Before the first view it tries more often.
 func (m *Mirror) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for tries := 0; ; tries++ {
 		if err := m.Refresh(ctx); err != nil && ctx.Err() == nil {
 			zerolog.Ctx(ctx).Debug().Err(err).Msg("no upstream has a usable repository")
@@ -191,7 +236,7 @@ func (m *Mirror) Run(ctx context.Context) {
 		if m.shown.Load() == nil {
 			delay = min(delay, time.Second<<min(tries, 5))
 		}
-		t := time.NewTimer(delay*4/5 + rand.N(delay*2/5+1))
+		t := time.NewTimer(delay*4/5 + mathrand.N(delay*2/5+1))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -224,7 +269,10 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 			if was == nil {
 				zerolog.Ctx(ctx).Warn().Err(err).Stringer("upstream", u).Msg("upstream cannot be used")
 			}
-		} else if was != nil {
+			continue
+		}
+		m.filler.Answered(i)
+		if was != nil {
 			zerolog.Ctx(ctx).Info().Stringer("upstream", u).Msg("upstream is back")
 		}
 	}

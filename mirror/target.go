@@ -13,6 +13,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
 	"github.com/patchkeep/patchkeep/mirror/fill"
+	"github.com/patchkeep/patchkeep/mirror/upstream"
 )
 
 // maxRanges in one request.
@@ -46,24 +47,37 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, &sizeOnly{size: obj.Length})
 		return
 	}
+	via := upstream.ParseVia(r.Header)
+	if via.Passed(m.id) {
+		clearObjectHeaders(h)
+		fail(w, http.StatusLoopDetected)
+		return
+	}
 	unhurried(w, true) // the wait is ours, not the client's
-	file, hit, err := m.filler.Get(r.Context(), obj.Object)
+	file, err := m.filler.Open(r.Context(), obj.Object, fill.Request{Hops: via.Hops, Sibling: via.Sibling})
 	unhurried(w, false)
 	if err != nil {
 		m.failFill(w, r, err)
 		return
 	}
 	defer file.Close()
-	m.seen.object(hit)
-	// The file itself, so that sendfile is reached.
-	http.ServeContent(w, r, "", time.Time{}, file.File)
+	m.seen.object(file.Hit())
+	labelCache(w, file.Hit())
+	if file.Hit() { // the file itself, so that sendfile is reached at once
+		http.ServeContent(w, r, "", time.Time{}, file.File())
+		return
+	}
+	http.ServeContent(w, r, "", time.Time{}, file)
+	if err := file.Err(); err != nil && r.Context().Err() == nil {
+		// Part of it is sent, and must not look like the whole.
+		zerolog.Ctx(r.Context()).Warn().Err(err).Str("object", name).Msg("cannot finish object: connection aborted")
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // failFill answers a request whose object did not come.
 func (m *Mirror) failFill(w http.ResponseWriter, r *http.Request, err error) {
-	for _, k := range objectHeaders {
-		w.Header().Del(k)
-	}
+	clearObjectHeaders(w.Header())
 	switch {
 	case r.Context().Err() != nil: // nobody listens
 		w.WriteHeader(statusGone)
@@ -71,11 +85,20 @@ func (m *Mirror) failFill(w http.ResponseWriter, r *http.Request, err error) {
 		failLater(w, http.StatusServiceUnavailable, "30")
 	case errors.Is(err, fill.ErrBusy), errors.Is(err, fill.ErrClosed), errors.Is(err, context.Canceled):
 		failLater(w, http.StatusServiceUnavailable, "5")
+	case errors.Is(err, fill.ErrLoop):
+		fail(w, http.StatusLoopDetected)
 	case errors.Is(err, fill.ErrUpstream):
 		failLater(w, http.StatusBadGateway, "10")
 	default:
 		zerolog.Ctx(r.Context()).Error().Err(err).Msg("cannot serve object")
 		fail(w, http.StatusInternalServerError)
+	}
+}
+
+// clearObjectHeaders takes away what a failure must not carry.
+func clearObjectHeaders(h http.Header) {
+	for _, k := range objectHeaders {
+		h.Del(k)
 	}
 }
 

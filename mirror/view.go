@@ -159,8 +159,29 @@ func newRoleDocs(role *tuf.Role) *roleDocs {
 		}
 		addObjects(r.objects, path, t)
 	}
+	for path, t := range targets {
+		linkBlocks(r.objects, path, t, targets[layout.BlocksPath(path)])
+	}
 	return r
 }
+
+// linkBlocks tells a large object of its block list, if the same role has
+// signed one that can be it.
+func linkBlocks(objects map[string]*object, path string, t, list *metadata.TargetFiles) {
+	want := layout.BlockListLen(t.Length)
+	if list == nil || want == 0 || list.Length != want || want > maxBlockList {
+		return
+	}
+	o := objects[layout.TargetObject(path, hex.EncodeToString(t.Hashes["sha256"]))]
+	l := objects[layout.TargetObject(layout.BlocksPath(path), hex.EncodeToString(list.Hashes["sha256"]))]
+	if o != nil && l != nil {
+		o.Blocks = &l.Object
+	}
+}
+
+// maxBlockList is what a fill keeps of a block list in memory, in bytes: enough
+// for an object of half a tebibyte. Larger ones are filled without.
+const maxBlockList = 16 << 20
 
 // addObjects names a target by each of its hashes, as clients may. Objects are
 // kept and verified by SHA-256: a target without one is not served.

@@ -201,7 +201,7 @@ func newSite(t testing.TB, change ...func(*site)) *site {
 	s.up = overDir(t, s.dir)
 	s.cfg = mirror.Config{
 		Dir: t.TempDir(), Root: s.root, Upstreams: []upstream.Upstream{s.up},
-		FailFor: time.Nanosecond, Backoff: time.Microsecond,
+		FailFor: time.Nanosecond, Backoff: time.Microsecond, Rest: time.Nanosecond, Patience: 50 * time.Millisecond,
 		Now: func() time.Time {
 			if now := s.now.Load(); now != nil {
 				return *now

@@ -34,7 +34,7 @@ func open(t *testing.T, cfg cache.Config) *cache.Cache {
 // put stores data under its hash.
 func put(t *testing.T, c *cache.Cache, data []byte) error {
 	t.Helper()
-	w, err := c.Create(t.Context(), sumOf(data), int64(len(data)))
+	w, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(data), Size: int64(len(data))})
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func TestOnlyWhatWasAnnounced(t *testing.T) {
 		"other":   {object(2, 1000)},
 		"nothing": {},
 	} {
-		w, err := c.Create(t.Context(), sumOf(data), int64(len(data)))
+		w, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(data), Size: int64(len(data))})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestOnlyWhatWasAnnounced(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(dir, "*", "*", "*", "*")); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
-	w, err := c.Create(t.Context(), sumOf(data), int64(len(data)))
+	w, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(data), Size: int64(len(data))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,12 +165,12 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 func TestDiskStaysFree(t *testing.T) {
 	free := int64(1000)
 	c := open(t, cache.Config{Dir: t.TempDir(), MinFree: 500, Free: func() (int64, error) { return free, nil }})
-	w, err := c.Create(t.Context(), sumOf(object(1, 400)), 400)
+	w, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(object(1, 400)), Size: 400})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Abort()
-	if _, err := c.Create(t.Context(), sumOf(object(2, 200)), 200); !errors.Is(err, cache.ErrNoSpace) {
+	if _, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(object(2, 200)), Size: 200}); !errors.Is(err, cache.ErrNoSpace) {
 		t.Errorf("space promised twice: %v", err)
 	}
 	w.Write(object(1, 400))
@@ -180,7 +180,7 @@ func TestDiskStaysFree(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Close()
-	if _, err := c.Create(t.Context(), sumOf(object(2, 200)), 200); !errors.Is(err, cache.ErrNoSpace) { // evicts, but free stays
+	if _, err := c.Create(t.Context(), cache.Object{SHA256: sumOf(object(2, 200)), Size: 200}); !errors.Is(err, cache.ErrNoSpace) { // evicts, but free stays
 		t.Errorf("full disk: %v", err)
 	}
 	if c.Stats().Evicted != 1 {

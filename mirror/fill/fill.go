@@ -1,12 +1,16 @@
 // Package fill brings objects from upstream into the cache: one transfer per
-// object at a time, however many ask for it.
+// object at a time, however many ask for it, and all of them read along.
 //
-// A fill belongs to nobody who asks. It has its own goroutine and context,
-// goes on when all of them have left, and is shared by all who come while it
-// runs. Its bytes are an upstream's word until length and SHA-256 are
-// those that were signed; only then does anybody see them. A cut is resumed
-// where it happened, from any upstream; an upstream that sent other bytes than
-// the signed ones is not asked for that object again for a while.
+// A fill belongs to nobody who asks. It has its own goroutine and context, is
+// written to the disk at the upstream's speed whatever its readers do, goes on
+// when all of them have left, and is resumed where it was after a restart.
+//
+// Its bytes are an upstream's word until they are verified. With a block list
+// readers get each block as soon as it verifies; without one they get what has
+// come but for the last part, which waits until length and SHA-256 of the whole
+// are those that were signed. So nobody ever completes a wrong object. A cut is
+// resumed where it happened, from any upstream; an upstream that sent other
+// bytes than the signed ones is not asked for that object again for a while.
 package fill
 
 import (
@@ -22,53 +26,100 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
+	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
-// Source is an upstream. OpenTarget returns the object's bytes from offset to
-// its end, and the size of the whole object, or -1 if the upstream does not
-// say. An object that is not there is fs.ErrNotExist. It sees to it that
-// neither OpenTarget nor a Read of the body hangs for ever.
+// Source is an upstream or a sibling. OpenTarget returns the object's bytes
+// from offset to its end, and the size of the whole object, or -1 if the source
+// does not say. An object that is not there is fs.ErrNotExist. It sees to it
+// that neither OpenTarget nor a Read of the body hangs for ever. RequestOf tells
+// it from the context what the fill was begun for.
 type Source interface {
 	OpenTarget(ctx context.Context, object string, offset int64) (body io.ReadCloser, size int64, err error)
 	String() string
 }
 
+// Limiter holds a transfer back: WaitN returns when n more bytes, 256 KiB at
+// most, may have come over the line.
+type Limiter interface {
+	WaitN(ctx context.Context, n int) error
+}
+
 // Object is what was signed: the name in the store, the exact length in bytes,
-// and the hash in lower hex.
+// and the hash in lower hex. Blocks is its block list, nil if it has none.
 type Object struct {
 	Name   string
 	Length int64
 	SHA256 string
+	Blocks *Object
 }
 
-// Errors that a caller may want to tell apart; cache.ErrNoSpace is the third.
+// Request says on whose behalf an object is asked for, if that was a mirror.
+type Request struct {
+	Hops    []string // ids of the mirrors that it has passed, the first to ask first
+	Sibling bool     // it comes from a mirror of the same site
+}
+
+// Errors that a caller may want to tell apart; cache.ErrNoSpace is one more.
 var (
 	// ErrUpstream: no upstream delivered the object that was signed.
 	ErrUpstream = errors.New("no upstream has delivered the object")
 	// ErrBusy: too many wait already. Nothing was started.
 	ErrBusy = errors.New("too many requests are waiting for upstream")
+	// ErrLoop: the mirror that asks is the one that we are asking.
+	ErrLoop = errors.New("siblings ask each other in a circle")
 	// ErrClosed: the Filler has been closed.
 	ErrClosed = errors.New("shutting down")
 )
 
 // Config bounds the work. Zero fields take the default.
 type Config struct {
-	Cache      *cache.Cache
-	Sources    []Source         // in order of preference
-	MaxFills   int              // transfers at once: 8
-	MaxWaiters int              // requests waiting for a transfer: 10000
-	Tries      int              // failures in a row, per source, before a fill gives up: 3
-	Backoff    time.Duration    // first pause after all sources have failed, doubled up to 16 times: 250 ms
-	BanFor     time.Duration    // how long a source that sent wrong bytes is not asked for that object: 10 min
-	FailFor    time.Duration    // how long a failure is the answer to those who come later: 3 s
-	Now        func() time.Time // nil: time.Now
+	Cache       *cache.Cache
+	Sources     []Source         // upstreams, in order of preference
+	Siblings    []Source         // other mirrors of the site
+	Self        string           // what Siblings of the siblings call this one; needed with Siblings
+	Line        Limiter          // for what comes from Sources; nil: no limit
+	MaxFills    int              // transfers at once that clients wait for: 4
+	MaxPrefills int              // transfers at once that nobody waits for: 2
+	MaxWaiters  int              // requests that wait for a transfer, or read along: 10000
+	Tries       int              // failures in a row, per source, before a fill gives up: 3
+	Patience    time.Duration    // how long a fill that has readers is tried without a byte: 30 s
+	Backoff     time.Duration    // first pause after all sources have failed, doubled up to 16 times: 250 ms
+	Rest        time.Duration    // first rest of a source that fails again and again, doubled up to 64 times: 1 s
+	BanFor      time.Duration    // how long a source that sent wrong bytes is not asked for that object: 10 min
+	FailFor     time.Duration    // how long a failure is the answer to those who come later: 3 s
+	Now         func() time.Time // nil: time.Now
+}
+
+func (c *Config) defaults() {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&c.MaxFills, 4)
+	def(&c.MaxPrefills, 2)
+	def(&c.MaxWaiters, 10000)
+	def(&c.Tries, 3)
+	defTime := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	defTime(&c.Patience, 30*time.Second)
+	defTime(&c.Backoff, 250*time.Millisecond)
+	defTime(&c.Rest, time.Second)
+	defTime(&c.BanFor, 10*time.Minute)
+	defTime(&c.FailFor, 3*time.Second)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 }
 
 // Filler runs fills. Use New.
 type Filler struct {
 	cfg     Config
-	sources []*source
-	slots   chan struct{} // one token a running transfer
+	sources []*source // upstreams, then siblings
 	stop    context.CancelFunc
 	wg      sync.WaitGroup // of fills
 
@@ -76,6 +127,7 @@ type Filler struct {
 	base    context.Context
 	closed  bool
 	fills   map[key]*fill
+	queue   queue
 	failed  map[key]failure
 	bans    map[ban]time.Time // until
 	waiters int
@@ -94,21 +146,25 @@ type failure struct {
 	until time.Time
 }
 
-type ban struct {
-	src *source
-	key key
-}
-
 // fill is one object on its way. Its fields are guarded by Filler.mu, but for
 // those that never change and what done announces.
 type fill struct {
-	key     key
-	obj     Object
-	begun   time.Time // zero while it waits for a slot
-	waiters int
-	cancel  context.CancelFunc
+	key    key
+	obj    Object
+	req    Request // of who began it
+	cancel context.CancelFunc
+
+	begun   time.Time     // zero while it waits for its turn
+	turn    chan struct{} // closed when it may begin
+	client  bool          // a client has asked for it, not only a prefill
+	direct  bool          // its bytes do not come from a sibling
+	waiters int           // who wait for it or read along; Prefill too
+	over    bool          // it has ended; waiters only keep the pin
 	w       *cache.Writer // nil before the first byte and after the last
+	flow    *flow         // what its readers see
 	from    string
+	resumed int64
+	rate    meter
 
 	done chan struct{}
 	err  error         // set before done is closed
@@ -118,40 +174,26 @@ type fill struct {
 // New starts a Filler, which works until Close or until ctx is done. Its log
 // is that of ctx.
 func New(ctx context.Context, cfg Config) *Filler {
-	def := func(v *int, d int) {
-		if *v <= 0 {
-			*v = d
-		}
-	}
-	def(&cfg.MaxFills, 8)
-	def(&cfg.MaxWaiters, 10000)
-	def(&cfg.Tries, 3)
-	defTime := func(v *time.Duration, d time.Duration) {
-		if *v <= 0 {
-			*v = d
-		}
-	}
-	defTime(&cfg.Backoff, 250*time.Millisecond)
-	defTime(&cfg.BanFor, 10*time.Minute)
-	defTime(&cfg.FailFor, 3*time.Second)
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
+	cfg.defaults()
 	f := &Filler{
 		cfg:    cfg,
-		slots:  make(chan struct{}, cfg.MaxFills),
 		fills:  map[key]*fill{},
 		failed: map[key]failure{},
 		bans:   map[ban]time.Time{},
 	}
+	f.queue.max = [lanes]int{small: 2 * cfg.MaxFills, clients: cfg.MaxFills, prefills: cfg.MaxPrefills}
 	for _, s := range cfg.Sources {
 		f.sources = append(f.sources, &source{Source: s})
+	}
+	for _, s := range cfg.Siblings {
+		f.sources = append(f.sources, &source{Source: s, sibling: true})
 	}
 	f.base, f.stop = context.WithCancel(ctx)
 	return f
 }
 
 // Close ends all fills and all waits, and returns when nothing runs any more.
+// What has come of the fills is kept in the cache for the next run.
 func (f *Filler) Close() {
 	f.mu.Lock()
 	f.closed = true
@@ -160,35 +202,55 @@ func (f *Filler) Close() {
 	f.wg.Wait()
 }
 
-// Get opens the object: at once if it is cached, else when a fill, which it
-// starts unless one is under way, has brought and verified it. ctx ends only
-// this wait. The caller closes the handle.
-func (f *Filler) Get(ctx context.Context, obj Object) (h *cache.Handle, hit bool, err error) {
+// Open opens the object: as a file if it is cached, else as a reader that
+// follows its fill, which is started unless one is under way. It returns when
+// the first bytes can be read, or with the reason why they did not come; to
+// another mirror it returns at once. ctx ends the wait and the reader, not the
+// fill. The caller closes the Reader.
+func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, error) {
 	if h, ok := f.cfg.Cache.Get(ctx, obj.SHA256, obj.Length); ok {
-		return h, true, nil
+		return &Reader{file: h.File, size: h.Size, hit: true, close: h.Close}, nil
 	}
-	fl, err := f.join(obj)
+	fl, err := f.join(obj, req, true)
 	if err != nil {
-		return nil, false, fmt.Errorf("fill %s: %w", obj.Name, err)
+		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
+	}
+	r := &Reader{f: f, fl: fl, ctx: ctx, size: obj.Length}
+	r.close = func() error { f.leave(fl); return nil }
+	if len(req.Hops) > 0 && obj.Length > 0 {
+		return r, nil
+	}
+	if err := r.attach(); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
+	}
+	return r, nil
+}
+
+// Prefill brings the object into the cache, unless it is there, and gives way
+// to whatever clients wait for.
+func (f *Filler) Prefill(ctx context.Context, obj Object) error {
+	if f.cfg.Cache.Has(obj.SHA256, obj.Length) {
+		return nil
+	}
+	fl, err := f.join(obj, Request{}, false)
+	if err != nil {
+		return fmt.Errorf("prefill %s: %w", obj.Name, err)
 	}
 	defer f.leave(fl)
 	select {
 	case <-ctx.Done():
-		return nil, false, ctx.Err()
+		return ctx.Err()
 	case <-fl.done:
 	}
 	if fl.err != nil {
-		return nil, false, fmt.Errorf("fill %s: %w", obj.Name, fl.err)
+		return fmt.Errorf("prefill %s: %w", obj.Name, fl.err)
 	}
-	h, ok := f.cfg.Cache.Get(ctx, obj.SHA256, obj.Length)
-	if !ok {
-		return nil, false, fmt.Errorf("fill %s: object has left the cache at once: %w", obj.Name, cache.ErrNoSpace)
-	}
-	return h, false, nil
+	return nil
 }
 
 // join adds a waiter to the object's fill, starting it if there is none.
-func (f *Filler) join(obj Object) (*fill, error) {
+func (f *Filler) join(obj Object, req Request, client bool) (*fill, error) {
 	k := key{obj.SHA256, obj.Length}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -200,6 +262,9 @@ func (f *Filler) join(obj Object) (*fill, error) {
 		return nil, ErrBusy
 	}
 	fl := f.fills[k]
+	if fl != nil && req.Sibling && !fl.direct {
+		return nil, ErrLoop // each would wait for the other
+	}
 	if fl == nil {
 		if fail, ok := f.failed[k]; ok {
 			if f.cfg.Now().Before(fail.until) {
@@ -208,14 +273,31 @@ func (f *Filler) join(obj Object) (*fill, error) {
 			delete(f.failed, k)
 		}
 		// A fill is not the child of any request: it outlives all of them.
-		ctx, cancel := context.WithCancel(f.base)
-		fl = &fill{key: k, obj: obj, cancel: cancel, done: make(chan struct{})}
+		ctx, cancel := context.WithCancel(context.WithValue(f.base, requestKey{}, req))
+		fl = &fill{
+			key: k, obj: obj, req: req, cancel: cancel, flow: newFlow(),
+			turn: make(chan struct{}), done: make(chan struct{}),
+		}
+		fl.direct = req.Sibling || f.owner(k) == nil
 		f.fills[k] = fl
 		f.wg.Go(func() { f.run(ctx, fl) })
+	}
+	if client && !fl.client {
+		fl.client = true
+		f.queue.promote(fl)
 	}
 	fl.waiters++
 	f.waiters++
 	return fl, nil
+}
+
+type requestKey struct{}
+
+// RequestOf is the request that a fill was begun for, from the context that a
+// Source gets.
+func RequestOf(ctx context.Context) Request {
+	req, _ := ctx.Value(requestKey{}).(Request)
+	return req
 }
 
 // leave takes a waiter away. A fill that nobody waits for is dropped if it has
@@ -223,7 +305,9 @@ func (f *Filler) join(obj Object) (*fill, error) {
 func (f *Filler) leave(fl *fill) {
 	f.mu.Lock()
 	fl.waiters--
-	f.waiters--
+	if !fl.over {
+		f.waiters--
+	}
 	last := fl.waiters == 0
 	if last && fl.begun.IsZero() && f.fills[fl.key] == fl {
 		delete(f.fills, fl.key)
@@ -243,36 +327,39 @@ func (f *Filler) leave(fl *fill) {
 func (f *Filler) run(ctx context.Context, fl *fill) {
 	defer fl.cancel()
 	log := zerolog.Ctx(ctx).With().Str("object", fl.obj.Name).Logger()
-	h, err := f.wait(ctx, fl)
-	took := f.cfg.Now().Sub(fl.begun)
+	h, err := f.work(ctx, fl)
 
 	f.mu.Lock()
-	fl.err, fl.w = err, nil
+	f.queue.end(fl)
 	switch {
 	case err == nil:
 		f.stats.Done++
-		if fl.waiters > 0 {
-			fl.pin, h = h, nil
-		}
 	case ctx.Err() != nil:
-		if f.base.Err() != nil {
-			fl.err = ErrClosed
+		if err = context.Canceled; f.base.Err() != nil {
+			err = ErrClosed
 		}
 	default:
 		f.stats.Failed++
 		f.remember(fl.key, err)
 	}
+	fl.err, fl.w, fl.over = err, nil, true
+	if err == nil && fl.waiters > 0 {
+		fl.pin, h = h, nil
+	}
+	f.waiters -= fl.waiters
 	if f.fills[fl.key] == fl {
 		delete(f.fills, fl.key)
 	}
+	took, resumed, from := f.cfg.Now().Sub(fl.begun), fl.resumed, fl.from
 	f.mu.Unlock()
+	fl.flow.end(err)
 	close(fl.done)
 	if h != nil {
 		h.Close()
 	}
 	switch {
 	case err == nil:
-		log.Info().Int64("bytes", fl.obj.Length).Dur("took", took).Str("from", fl.from).Msg("filled")
+		log.Info().Int64("bytes", fl.obj.Length).Int64("resumed", resumed).Dur("took", took).Str("from", from).Msg("filled")
 	case ctx.Err() == nil:
 		log.Error().Err(err).Msg("cannot fill object")
 	}
@@ -293,16 +380,19 @@ func (f *Filler) remember(k key, err error) {
 	}
 }
 
-// wait runs the transfer when a slot is free.
-func (f *Filler) wait(ctx context.Context, fl *fill) (*cache.Handle, error) {
+// work waits for the fill's turn and brings the object into the cache.
+func (f *Filler) work(ctx context.Context, fl *fill) (*cache.Handle, error) {
+	blocks := f.blockList(ctx, fl.obj)
+	f.mu.Lock()
+	f.queue.add(fl)
+	f.mu.Unlock()
 	select {
-	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
+	case <-fl.turn:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	f.mu.Lock()
-	dropped := f.fills[fl.key] != fl // by leave, while we got the slot
+	dropped := f.fills[fl.key] != fl // by leave, while its turn came
 	if !dropped {
 		fl.begun = f.cfg.Now()
 		f.stats.Started++
@@ -311,18 +401,87 @@ func (f *Filler) wait(ctx context.Context, fl *fill) (*cache.Handle, error) {
 	if dropped {
 		return nil, context.Canceled
 	}
-	w, err := f.cfg.Cache.Create(ctx, fl.obj.SHA256, fl.obj.Length)
+	h, err := f.into(ctx, fl, blocks)
+	if errors.Is(err, errBlockList) {
+		zerolog.Ctx(ctx).Error().Str("object", fl.obj.Name).Msg("block list and hash that were signed contradict each other: the hash counts")
+		f.begin(fl)
+		h, err = f.into(ctx, fl, nil)
+	}
+	return h, err
+}
+
+// into runs the transfer into a writer of the cache. What has come of an
+// object that did not come whole is kept for the next fill of it.
+func (f *Filler) into(ctx context.Context, fl *fill, blocks []byte) (*cache.Handle, error) {
+	w, err := f.create(ctx, cache.Object{SHA256: fl.obj.SHA256, Size: fl.obj.Length, Blocks: blocks})
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort()
 	f.mu.Lock()
-	fl.w = w
+	fl.w, fl.resumed = w, w.Written()
 	f.mu.Unlock()
-	if err := f.transfer(ctx, fl, w); err != nil {
+	fl.flow.publish(w.Released())
+	t := &transfer{f: f, fl: fl, w: w, blocks: blocks != nil}
+	if err := t.run(ctx); err != nil {
+		if w.Written() > 0 && !errors.Is(err, errBlockList) {
+			w.Suspend()
+		}
 		return nil, err
 	}
+	fl.flow.finish(w.Released())
 	return w.Commit(ctx)
+}
+
+// create makes room for the object. When all of the cache is in use, that may
+// be over in a moment: an object's readers have its last bytes before it is
+// committed.
+func (f *Filler) create(ctx context.Context, obj cache.Object) (w *cache.Writer, err error) {
+	for round := 1; ; round++ {
+		w, err = f.cfg.Cache.Create(ctx, obj)
+		if largest := f.cfg.Cache.Stats().Max; !errors.Is(err, cache.ErrNoSpace) || largest > 0 && obj.Size > largest || round > 6 {
+			return w, err
+		}
+		if err := pause(ctx, 20*time.Millisecond, round); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// begin gives the fill a new flow: what readers of the present one have seen
+// was wrong. Those who have seen nothing move on to the new one.
+func (f *Filler) begin(fl *fill) {
+	f.mu.Lock()
+	old := fl.flow
+	fl.flow = newFlow()
+	f.mu.Unlock()
+	old.end(errSuperseded)
+}
+
+// blockList brings an object's block list, which is a small object by itself.
+// Without it the object can be had all the same.
+func (f *Filler) blockList(ctx context.Context, obj Object) []byte {
+	if obj.Blocks == nil {
+		return nil
+	}
+	data, err := func() ([]byte, error) {
+		if want := layout.BlockListLen(obj.Length); obj.Blocks.Length != want {
+			return nil, fmt.Errorf("it has %d bytes instead of %d", obj.Blocks.Length, want)
+		}
+		r, err := f.Open(ctx, *obj.Blocks, Request{Sibling: RequestOf(ctx).Sibling})
+		if err != nil {
+			return nil, err
+		}
+		defer r.Close()
+		return io.ReadAll(r)
+	}()
+	if err != nil {
+		if ctx.Err() == nil {
+			zerolog.Ctx(ctx).Warn().Err(err).Str("object", obj.Name).Msg("no block list: readers wait longer")
+		}
+		return nil
+	}
+	return data
 }
 
 // Progress is a fill under way.
@@ -330,9 +489,13 @@ type Progress struct {
 	Object  string    `json:"object"`
 	Bytes   int64     `json:"bytes"` // written so far
 	Length  int64     `json:"length"`
-	Waiting int       `json:"waiting"`        // requests
-	Begun   time.Time `json:"begun,omitzero"` // zero: waits for its turn
-	From    string    `json:"from,omitempty"` // upstream in use
+	Resumed int64     `json:"resumed,omitempty"` // bytes that an earlier fill had brought
+	Waiting int       `json:"waiting"`           // requests that wait or read along
+	Begun   time.Time `json:"begun,omitzero"`    // zero: waits for its turn
+	From    string    `json:"from,omitempty"`    // upstream in use
+	Rate    float64   `json:"rate"`              // bytes/s lately
+	ETA     time.Time `json:"eta,omitzero"`      // when it will be whole at that rate
+	Prefill bool      `json:"prefill,omitempty"` // no client has asked for it yet
 }
 
 // Stats are numbers since New, and of now.
@@ -342,9 +505,9 @@ type Stats struct {
 	Failed   int64 `json:"failed"`
 	Refused  int64 `json:"refused"` // requests, ErrBusy
 	BytesIn  int64 `json:"bytes_in"`
-	Waiting  int   `json:"waiting"`  // requests, now
+	Waiting  int   `json:"waiting"`  // requests that wait or read along, now
 	Transfer int   `json:"transfer"` // fills, now
-	Queued   int   `json:"queued"`   // fills without a slot, now
+	Queued   int   `json:"queued"`   // fills that wait for their turn, now
 }
 
 // Stats returns the numbers.
@@ -361,7 +524,7 @@ func (f *Filler) Stats() Stats {
 		}
 	}
 	for _, src := range f.sources {
-		s.BytesIn += src.bytes
+		s.BytesIn += src.bytes.Load()
 	}
 	return s
 }
@@ -370,11 +533,18 @@ func (f *Filler) Stats() Stats {
 func (f *Filler) InProgress() []Progress {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := f.cfg.Now()
 	out := make([]Progress, 0, len(f.fills))
 	for _, fl := range f.fills {
-		p := Progress{Object: fl.obj.Name, Length: fl.obj.Length, Waiting: fl.waiters, Begun: fl.begun, From: fl.from}
+		p := Progress{
+			Object: fl.obj.Name, Length: fl.obj.Length, Resumed: fl.resumed, Waiting: fl.waiters,
+			Begun: fl.begun, From: fl.from, Prefill: !fl.client,
+		}
 		if fl.w != nil {
 			p.Bytes = fl.w.Written()
+			if p.Rate = fl.rate.lately(); p.Rate > 0 {
+				p.ETA = now.Add(time.Duration(float64(p.Length-p.Bytes) / p.Rate * float64(time.Second)))
+			}
 		}
 		out = append(out, p)
 	}
