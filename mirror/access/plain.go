@@ -21,7 +21,7 @@ func (g *Gate) EnterPlain(conn net.Conn) bool {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		addr = tcp.AddrPort().Addr().Unmap()
 	}
-	c := g.clients.hold(key(addr))
+	c := g.clients.hold(key(addr), rules)
 	defer g.clients.release(c)
 	return c.request(rules, time.Now()) == 0
 }
