@@ -4,8 +4,10 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
+	"github.com/patchkeep/patchkeep/mirror/access"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
@@ -17,21 +19,32 @@ const (
 	// pieceSize is how much of a file is sent under one deadline.
 	pieceSize = 1 << 20
 
+	// copySize is how much is written at once where there is no sendfile: few
+	// and large writes are what TLS and HTTP/2 want.
+	copySize = 128 << 10
+
 	// statusGone is how a request whose client has left is counted.
 	statusGone = 499
 )
 
-// responseWriter counts what is sent, and gives the client a deadline for each
-// piece of it, so that a slow one is served for as long as it takes and a dead
-// one does not stay. It keeps the way to sendfile open: a file that is copied
-// to it with io.Copy or io.CopyN reaches the connection's ReadFrom.
+var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+
+// responseWriter counts what is sent, keeps to what the client may have, and
+// gives it a deadline for each piece, so that a slow one is served for as long
+// as it takes and a dead one does not stay. It keeps the way to sendfile open: a
+// file that is copied to it with io.Copy or io.CopyN reaches the connection's
+// ReadFrom.
 type responseWriter struct {
 	http.ResponseWriter
-	control *http.ResponseController
+	req     *http.Request
+	control http.ResponseController
+	visit   access.Visit
 	minRate int64
 	route   string
+	cache   string // "hit" or "miss", of an object
 	code    int
 	sent    int64
+	broken  bool // the client did not take all of it
 }
 
 // Unwrap is for http.ResponseController.
@@ -62,11 +75,48 @@ func unhurried(w http.ResponseWriter, on bool) {
 
 func (w *responseWriter) Write(p []byte) (int, error) {
 	w.begin()
+	if w.visit.Limited() {
+		return w.writeLimited(p)
+	}
 	if len(p) > 64<<10 || w.sent > 0 {
 		w.extend(int64(len(p)))
 	}
+	return w.pass(p)
+}
+
+func (w *responseWriter) pass(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	w.sent += int64(n)
+	w.broken = w.broken || err != nil
+	return n, err
+}
+
+// writeLimited writes piece by piece as the client may have them.
+func (w *responseWriter) writeLimited(p []byte) (total int, err error) {
+	for {
+		n, err := w.allow(int64(len(p) - total))
+		if err != nil {
+			return total, err
+		}
+		w.extend(n)
+		k, err := w.pass(p[total:][:n])
+		if total += k; err != nil || total == len(p) {
+			return total, err
+		}
+	}
+}
+
+// allow waits until some of n bytes may be sent to this client, and says how
+// many. Meanwhile it has what it has, and the wait is not its fault.
+func (w *responseWriter) allow(n int64) (int64, error) {
+	if !w.visit.Limited() {
+		return n, nil
+	}
+	n, err := w.visit.Wait(w.req.Context(), n, func() {
+		_ = w.control.Flush()
+		unhurried(w, true)
+	})
+	w.broken = w.broken || err != nil
 	return n, err
 }
 
@@ -94,7 +144,6 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	if !limited {
 		return io.Copy(writerOnly{w}, src)
 	}
-	rf, canSend := w.ResponseWriter.(io.ReaderFrom)
 	next, file := whole, (*os.File)(nil)
 	switch r := lr.R.(type) {
 	case *os.File:
@@ -112,14 +161,11 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 		if err != nil {
 			return total, err
 		}
-		w.extend(want)
-		var n int64
-		if canSend {
-			n, err = rf.ReadFrom(&io.LimitedReader{R: file, N: want})
-			w.sent += n
-		} else {
-			n, err = io.CopyN(writerOnly{w}, file, want)
+		if want, err = w.allow(want); err != nil {
+			return total, err
 		}
+		w.extend(want)
+		n, err := w.send(file, want)
 		total += n
 		lr.N -= n
 		if err != nil || n < want {
@@ -129,15 +175,43 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	return total, nil
 }
 
+// send sends the next n bytes of a file, by sendfile where there is nothing
+// between us and the connection.
+func (w *responseWriter) send(file *os.File, n int64) (sent int64, err error) {
+	defer func() {
+		w.sent += sent
+		w.broken = w.broken || err != nil
+	}()
+	if rf, ok := w.ResponseWriter.(io.ReaderFrom); ok && w.req.TLS == nil {
+		return rf.ReadFrom(&io.LimitedReader{R: file, N: n})
+	}
+	buf := copyBuffers.Get().(*[copySize]byte) //nolint:forcetypeassert // there are no others
+	defer copyBuffers.Put(buf)
+	for sent < n {
+		k, err := file.Read(buf[:min(n-sent, copySize)])
+		if k > 0 {
+			k, err := w.ResponseWriter.Write(buf[:k])
+			if sent += int64(k); err != nil {
+				return sent, err
+			}
+		}
+		if err != nil {
+			if err == io.EOF { // as io.Copy has it: the caller sees that it is short
+				err = nil
+			}
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
 // whole is the next of a file that has all its bytes.
 func whole(want int64) (int64, error) { return want, nil }
 
-// await waits for bytes of a growing file. What the client has of it so far is
-// not kept from it, and the wait is not its fault.
+// await waits for bytes of a growing file. What there is of the answer so far,
+// if only its header, is not kept from the client, and the wait is not its fault.
 func (w *responseWriter) await(r growing, want int64) (int64, error) {
-	if w.sent > 0 {
-		_ = w.control.Flush()
-	}
+	_ = w.control.Flush()
 	unhurried(w, true)
 	return r.Next(want)
 }
@@ -152,6 +226,15 @@ func label(w http.ResponseWriter, route string) {
 	}
 }
 
+// labelCache says whether the object was there.
+func labelCache(w http.ResponseWriter, hit bool) {
+	if rw, ok := w.(*responseWriter); ok {
+		if rw.cache = "miss"; hit {
+			rw.cache = "hit"
+		}
+	}
+}
+
 // objectHeaders are those that a failure must not carry.
 var objectHeaders = []string{"Etag", "Cache-Control", "Accept-Ranges", "Content-Type", "Content-Length"}
 
@@ -159,7 +242,6 @@ func setObjectHeaders(h http.Header, name string, o *object) {
 	h.Set("Etag", o.etag)
 	h.Set("Content-Type", layout.ContentType(name))
 	h.Set("Cache-Control", layout.CacheControl(name))
-	h.Set("X-Content-Type-Options", "nosniff")
 }
 
 // fail answers with a status and a line that says no more than the status: it
