@@ -6,7 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
+	"github.com/patchkeep/patchkeep/mirror/fastlane"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
@@ -32,11 +34,14 @@ type doc struct {
 // variant is one coding of a doc with the values of its headers, none of which
 // is ever written to.
 type variant struct {
+	coding coding
 	etag   []string
 	once   sync.Once // guards the making of what follows
 	body   []byte
 	length []string
 	pays   bool // worth being sent to who would take the plain one, too
+
+	fast, same atomic.Pointer[fastlane.Response] // 200 and 304 in the fast lane; nil: not made yet, or too large
 }
 
 // Headers that are the same for all.
@@ -56,6 +61,7 @@ func newDoc(role string, version int64, body []byte) *doc {
 	d := &doc{file: file, body: body, cache: []string{layout.CacheControl(layout.MetadataDir + "/" + file)}}
 	tag := upstream.Tag(body)
 	for c := range d.variants {
+		d.variants[c].coding = coding(c)
 		d.variants[c].etag = []string{`"` + tag + coding(c).suffix() + `"`}
 	}
 	return d
@@ -136,27 +142,33 @@ func (m *Mirror) serveMetadata(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := w.Header()
-	h["Vary"] = vary
 	c, ok := d.choose(strings.Join(r.Header["Accept-Encoding"], ","))
 	if !ok {
+		h["Vary"] = vary
 		fail(w, http.StatusNotAcceptable)
 		return
 	}
-	h["Cache-Control"] = d.cache
-	h["X-Content-Type-Options"] = noSniff
-	if v := d.matched(strings.Join(r.Header["If-None-Match"], ","), c); v != nil {
-		h["Etag"] = v.etag
-		w.WriteHeader(http.StatusNotModified)
+	v, status := d.matched(strings.Join(r.Header["If-None-Match"], ","), c), http.StatusNotModified
+	if v == nil {
+		v, status = d.in(c), http.StatusOK
+	}
+	d.setHeader(h, v, status)
+	w.WriteHeader(status)
+	if r.Method == http.MethodGet && status == http.StatusOK {
+		_, _ = w.Write(v.body)
+	}
+}
+
+// setHeader says what there is to say about a variant. A 304 repeats what a
+// cache may need (RFC 9110 §15.4.5).
+func (d *doc) setHeader(h http.Header, v *variant, status int) {
+	h["Cache-Control"], h["Etag"], h["Vary"], h["X-Content-Type-Options"] = d.cache, v.etag, vary, noSniff
+	if status == http.StatusNotModified {
 		return
 	}
-	v := d.in(c)
-	h["Etag"], h["Content-Length"], h["Content-Type"] = v.etag, v.length, typeJSON
-	if c != identity {
-		h["Content-Encoding"] = c.header()
-	}
-	w.WriteHeader(http.StatusOK)
-	if r.Method == http.MethodGet {
-		_, _ = w.Write(v.body)
+	h["Content-Length"], h["Content-Type"] = v.length, typeJSON
+	if enc := v.coding.header(); enc != nil {
+		h["Content-Encoding"] = enc
 	}
 }
 
