@@ -59,6 +59,7 @@ type guardedBody struct {
 	cancel context.CancelFunc
 	timer  *time.Timer
 
+	begun bool          // a byte has come: before, only Stall counts
 	spent time.Duration // in Read, in the current window
 	got   int64         // bytes in it
 
@@ -88,8 +89,11 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 	if late := b.late(); late != nil && err != io.EOF {
 		return n, late
 	}
-	b.spent += time.Since(begun)
-	b.got += int64(n)
+	if b.begun {
+		b.spent += time.Since(begun)
+		b.got += int64(n)
+	}
+	b.begun = b.begun || n > 0
 	if err == nil && b.spent >= b.lim.Window {
 		if float64(b.got) < float64(b.lim.MinRate)*b.spent.Seconds() {
 			b.cancel()

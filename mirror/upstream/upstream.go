@@ -12,13 +12,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/store"
-	"github.com/patchkeep/patchkeep/repo/store/storeurl"
 )
 
 // Upstream serves the objects of one repository. Implementations are safe for
@@ -40,18 +38,7 @@ type Upstream interface {
 // https://), or what storeurl.Open takes: s3://bucket/prefix?… or a directory.
 // It is guarded with lim.
 func Open(ctx context.Context, ref string, lim Limits) (Upstream, error) {
-	if strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://") {
-		u, err := NewHTTP(ref)
-		if err != nil {
-			return nil, err
-		}
-		return Guard(u, lim), nil
-	}
-	s, err := storeurl.Open(ctx, ref)
-	if err != nil {
-		return nil, fmt.Errorf("open upstream: %w", err)
-	}
-	return Guard(FromStore(s, s.String()), lim), nil
+	return Credentials{}.Open(ctx, ref, lim)
 }
 
 // FromStore reads a repository from its store. name is for people.
@@ -112,13 +99,13 @@ type Limits struct {
 	Metadata time.Duration // a whole metadata file: 1 min
 	Open     time.Duration // the first byte of a target, or its headers: 30 s
 	Stall    time.Duration // no byte of a body for so long: 15 s
-	MinRate  int64         // bytes/s, averaged over Window: 4 KiB/s
+	MinRate  int64         // bytes/s once bytes come, averaged over Window: 4 KiB/s
 	Window   time.Duration // as long as Stall
 }
 
 // ToSibling is for a mirror of the same site: one that is there answers at
 // once, but the bytes may wait until it is the object's turn.
-var ToSibling = Limits{Open: 3 * time.Second, Stall: 2 * time.Minute, MinRate: 1}
+var ToSibling = Limits{Open: 3 * time.Second, Stall: 2 * time.Minute, Window: 15 * time.Second}
 
 func (l Limits) withDefaults() Limits {
 	def := func(v *time.Duration, d time.Duration) {
