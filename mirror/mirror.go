@@ -168,12 +168,12 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 	if err != nil {
 		return nil, err
 	}
+	m.seen = newCounters(cfg.Now)
 	m.filler = fill.New(ctx, fill.Config{
 		Cache: m.cache, Sources: m.sources(cfg.Upstreams, false), Siblings: m.sources(cfg.Siblings, true), Self: cfg.Self,
 		Line: cfg.Line, MaxFills: cfg.MaxFills, MaxWaiters: cfg.MaxWaiters, Patience: cfg.Patience,
-		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Rest: cfg.Rest, Now: cfg.Now,
+		BanFor: cfg.BanFor, FailFor: cfg.FailFor, Backoff: cfg.Backoff, Rest: cfg.Rest, Ended: m.seen.fillEnded, Now: cfg.Now,
 	})
-	m.seen = newCounters()
 	m.routes()
 	return m, nil
 }
@@ -312,7 +312,9 @@ func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream) er
 	}
 	next.verified = m.cfg.Now()
 	after := m.shown.Load().with(next)
-	if err := m.saveView(ctx, after); err != nil {
+	err = m.saveView(ctx, after)
+	m.seen.viewKept(err)
+	if err != nil {
 		return err
 	}
 	m.shown.Store(after)

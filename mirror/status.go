@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
@@ -13,20 +14,39 @@ import (
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
-// maxRolesShown bounds the roles in a Status: those that expire first.
-const maxRolesShown = 64
+const (
+	// maxRolesShown bounds the roles in a Status: those that expire first.
+	maxRolesShown = 64
+
+	// maxRolesNamed bounds the roles that are warned of by name, for each kind
+	// of warning.
+	maxRolesNamed = 4
+
+	// maxErrorShown bounds what is shown of an error, in bytes: an upstream may
+	// have chosen its words.
+	maxErrorShown = 300
+
+	// lately is how long a failure that may be over is warned of.
+	lately = 10 * time.Minute
+)
 
 // Status is what /readyz answers, as JSON.
 type Status struct {
 	Ready     bool             `json:"ready"`              // fit to serve
 	Reasons   []string         `json:"reasons,omitempty"`  // why not
 	Warnings  []string         `json:"warnings,omitempty"` // fit, but somebody should look
-	View      *ViewStatus      `json:"view,omitempty"`     // absent before the first
-	Roles     []RoleStatus     `json:"roles,omitempty"`    // the first to expire first; top-level ones, and at most 64 in all
+	Now       time.Time        `json:"now"`                // by the mirror's clock
+	Started   time.Time        `json:"started"`
+	View      *ViewStatus      `json:"view,omitempty"`  // absent before the first
+	Roles     []RoleStatus     `json:"roles,omitempty"` // the first to expire first; top-level ones, and at most 64 in all
 	Cache     cache.Stats      `json:"cache"`
 	Fills     fill.Stats       `json:"fills"`
+	Served    Served           `json:"served"`
+	Clients   ClientStatus     `json:"clients"`
+	Line      *LineStatus      `json:"line,omitempty"` // absent without a calendar
 	Progress  []fill.Progress  `json:"progress,omitempty"`
 	Upstreams []UpstreamStatus `json:"upstreams"`
+	Siblings  []SiblingStatus  `json:"siblings,omitempty"`
 }
 
 // ViewStatus describes the view that is served.
@@ -34,9 +54,11 @@ type ViewStatus struct {
 	Root      int64     `json:"root"` // versions
 	Timestamp int64     `json:"timestamp"`
 	Snapshot  int64     `json:"snapshot"`
-	Roles     int       `json:"roles"`   // targets and delegated ones
-	Objects   int       `json:"objects"` // names of targets
-	Since     time.Time `json:"since"`   // when it was verified
+	Roles     int       `json:"roles"`              // targets and delegated ones
+	Objects   int       `json:"objects"`            // names of targets
+	Since     time.Time `json:"since"`              // when it was verified
+	Changed   time.Time `json:"changed"`            // when its content was new, renewals of the timestamp aside
+	Confirmed time.Time `json:"confirmed,omitzero"` // when an upstream last said that it is the newest; zero: not since the start
 }
 
 // RoleStatus is one role of the view.
@@ -46,65 +68,282 @@ type RoleStatus struct {
 	Expires time.Time `json:"expires"`
 }
 
+// SourceState says in a word how an upstream or a sibling is.
+type SourceState string
+
+// The states, the worst that applies.
+const (
+	StateUnknown SourceState = "unknown" // not asked yet
+	StateUp      SourceState = "up"
+	StateFailing SourceState = "failing" // its last transfer failed
+	StateResting SourceState = "resting" // it failed again and again, and is left alone for a while
+	StateDown    SourceState = "down"    // its metadata cannot be used
+)
+
 // UpstreamStatus is one upstream.
 type UpstreamStatus struct {
 	fill.SourceStats
-	Answered      time.Time `json:"answered,omitzero"` // last time its metadata was usable
-	MetadataError string    `json:"metadata_error,omitempty"`
+	State         SourceState `json:"state"`
+	Answered      time.Time   `json:"answered,omitzero"` // last time its metadata was usable
+	MetadataError string      `json:"metadata_error,omitempty"`
+}
+
+// SiblingStatus is one sibling, which is asked for objects only.
+type SiblingStatus struct {
+	fill.SourceStats
+	State SourceState `json:"state"`
+}
+
+// ClientStatus is about who is connected.
+type ClientStatus struct {
+	Connections int64 `json:"connections"` // open
+	Accepted    int64 `json:"accepted"`    // since the start
+}
+
+// LineStatus is what the calendar says now.
+type LineStatus struct {
+	Limit  int64 `json:"limit"`            // bytes/s; 0: none
+	Paused bool  `json:"paused,omitempty"` // nothing may come
 }
 
 // Status tells how the mirror is.
+//
+// It is not ready while it has nothing to serve, and once a top-level role has
+// expired: then clients refuse what it serves, and a load balancer had better
+// send them elsewhere. All else is a warning. A mirror whose line is down serves
+// what it has, which is what it is there for.
 func (m *Mirror) Status() Status {
-	now := m.cfg.Now()
-	s := Status{Cache: m.cache.Stats(), Fills: m.filler.Stats(), Progress: m.filler.InProgress()}
+	s := Status{
+		Now: m.cfg.Now(), Started: m.seen.started,
+		Cache: m.cache.Stats(), Fills: m.filler.Stats(), Progress: m.filler.InProgress(),
+	}
+	s.Clients.Accepted = m.seen.accepted.Load()
+	s.Clients.Connections = s.Clients.Accepted - m.seen.closed.Load()
+	if l, ok := m.cfg.Line.(interface{ Rate() int64 }); ok {
+		rate := l.Rate()
+		s.Line = &LineStatus{Limit: max(rate, 0), Paused: rate < 0}
+	}
+	confirmed := m.addSources(&s)
+	m.addView(&s, confirmed)
+	m.addTroubles(&s)
+	s.Ready = len(s.Reasons) == 0
+	return s
+}
+
+func (s *Status) reason(format string, args ...any) {
+	s.Reasons = append(s.Reasons, fmt.Sprintf(format, args...))
+}
+
+func (s *Status) warn(format string, args ...any) {
+	s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+}
+
+// addSources adds upstreams and siblings, and returns when one of the upstreams
+// last answered.
+func (m *Mirror) addSources(s *Status) (confirmed time.Time) {
 	m.mu.Lock()
 	polls := slices.Clone(m.polls)
 	m.mu.Unlock()
-	var last time.Time
+	var received int64
 	for i, src := range m.filler.Sources() {
-		u := UpstreamStatus{SourceStats: src, Answered: polls[i].answered}
-		if err := polls[i].err; err != nil {
-			u.MetadataError = err.Error()
-			s.Warnings = append(s.Warnings, fmt.Sprintf("upstream %s: %v", src.Name, err))
+		src.LastError = short(src.LastError)
+		state := sourceState(src, s.Now)
+		if src.Sibling {
+			s.Siblings = append(s.Siblings, SiblingStatus{src, state})
+			if state == StateResting {
+				s.warn("sibling %s is left alone until %s: %s", src.Name, stamp(src.RestsTill), src.LastError)
+			}
+			continue
 		}
-		if u.Answered.After(last) {
-			last = u.Answered
+		received += src.Bytes
+		u := UpstreamStatus{SourceStats: src, State: state, Answered: polls[i].answered}
+		switch err := polls[i].err; {
+		case err != nil:
+			u.MetadataError, u.State = short(err.Error()), StateDown
+			s.warn("upstream %s: no usable metadata %s: %s", u.Name, since(u.Answered), u.MetadataError)
+		case u.Answered.IsZero():
+			u.State = StateUnknown
+		case state == StateUnknown:
+			u.State = StateUp
+		case state != StateUp && s.Now.Sub(src.FailedAt) < lately:
+			s.warn("upstream %s: transfers fail: %s", u.Name, src.LastError)
+		}
+		if u.Answered.After(confirmed) {
+			confirmed = u.Answered
 		}
 		s.Upstreams = append(s.Upstreams, u)
 	}
+	s.Served = m.seen.served(received)
+	return confirmed
+}
+
+// sourceState is what transfers say.
+func sourceState(src fill.SourceStats, now time.Time) SourceState {
+	switch {
+	case now.Before(src.RestsTill):
+		return StateResting
+	case src.LastError != "":
+		return StateFailing
+	case src.Transfers > 0:
+		return StateUp
+	}
+	return StateUnknown
+}
+
+func (m *Mirror) addView(s *Status, confirmed time.Time) {
 	v := m.shown.Load().current()
 	if v == nil {
-		s.Reasons = append(s.Reasons, "no verified view of the repository yet")
+		s.reason("no verified view of the repository yet")
+		return
+	}
+	if s.Now.Sub(confirmed) > 3*m.cfg.Poll {
+		s.warn("no upstream has answered %s", since(confirmed))
+	}
+	s.View = &ViewStatus{v.root, v.timestamp, v.snapshot, len(v.roles), len(v.objects), v.verified, v.begun, confirmed}
+	roles := v.expiries()
+	expired, soon := rolesNamed{s: s}, rolesNamed{s: s}
+	for _, r := range roles {
+		left := r.Expires.Sub(s.Now)
+		switch {
+		case left > maxSoon:
+		case left > 0:
+			if left < m.seen.soon(v, r) {
+				soon.warn("role %s expires at %s, in %s", r.Name, stamp(r.Expires), left.Truncate(time.Second))
+			}
+		case isTop(r.Name):
+			s.reason("role %s expired at %s", r.Name, stamp(r.Expires))
+		default:
+			expired.warn("role %s expired at %s", r.Name, stamp(r.Expires))
+		}
+	}
+	expired.rest("have expired")
+	soon.rest("expire soon")
+	if len(roles) > maxRolesShown {
+		tops := slices.DeleteFunc(slices.Clone(roles[maxRolesShown:]), func(r RoleStatus) bool { return !isTop(r.Name) })
+		roles = append(slices.Clone(roles[:maxRolesShown-len(tops)]), tops...)
+	}
+	s.Roles = roles
+}
+
+// rolesNamed warns of the first few roles by name.
+type rolesNamed struct {
+	s *Status
+	n int
+}
+
+func (l *rolesNamed) warn(format string, args ...any) {
+	if l.n++; l.n <= maxRolesNamed {
+		l.s.warn(format, args...)
+	}
+}
+
+func (l *rolesNamed) rest(what string) {
+	if more := l.n - maxRolesNamed; more > 0 {
+		l.s.warn("%d more roles %s", more, what)
+	}
+}
+
+// addTroubles adds what the disk and the cache have to say.
+func (m *Mirror) addTroubles(s *Status) {
+	m.seen.mu.Lock()
+	noSpace, view := m.seen.noSpace, m.seen.view
+	m.seen.mu.Unlock()
+	if view.err != nil {
+		s.warn("the view cannot be kept on the disk since %s, a restart would serve an older one: %s", stamp(view.since), short(view.err.Error()))
+	}
+	if noSpace.err != nil && s.Now.Sub(noSpace.last) < lately {
+		s.warn("objects cannot be cached since %s, last at %s: %s", stamp(noSpace.since), stamp(noSpace.last), short(noSpace.err.Error()))
+	}
+}
+
+const (
+	// maxSoon bounds how early the expiry of a role is warned of.
+	maxSoon = 30 * 24 * time.Hour
+
+	// lifetimeField is in the signed part of a role: for how long a version of it
+	// is to be valid, as time.ParseDuration reads it.
+	lifetimeField = "x-patchkeep-lifetime"
+)
+
+// soon is how long before a role's expiry it is warned of: a quarter of its
+// lifetime, where renewal is due at a third.
+func (c *counters) soon(v *view, r RoleStatus) time.Duration {
+	name, usual := urlName(r.Name, r.Version), 365*24*time.Hour
+	switch r.Name {
+	case layout.RoleTimestamp:
+		name, usual = layout.TimestampName, 48*time.Hour
+	case layout.RoleSnapshot:
+		usual = 30 * 24 * time.Hour
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(c.lives.of(v, name, func(d *doc) time.Duration {
+		if life, ok := lifetime(d.body); ok {
+			return life
+		}
+		return min(usual, r.Expires.Sub(v.verified)) // what there was left when it was first seen
+	})/4, maxSoon)
+}
+
+// lives are the lifetimes of the documents of a view, so that each is parsed
+// once.
+type lives struct {
+	view  *view
+	known map[string]life // by name in the URL
+}
+
+type life struct {
+	doc *doc
+	d   time.Duration
+}
+
+// of returns the lifetime of a document, which find finds.
+func (l *lives) of(v *view, name string, find func(*doc) time.Duration) time.Duration {
+	if l.view != v {
+		old := l.known
+		l.view, l.known = v, map[string]life{}
+		for name, o := range old {
+			if v.docs[name] == o.doc {
+				l.known[name] = o
+			}
+		}
+	}
+	known, ok := l.known[name]
+	if !ok {
+		known.doc = v.docs[name]
+		known.d = find(known.doc)
+		l.known[name] = known
+	}
+	return known.d
+}
+
+func lifetime(body []byte) (time.Duration, bool) {
+	var md struct {
+		Signed map[string]json.RawMessage `json:"signed"`
+	}
+	var s string
+	if json.Unmarshal(body, &md) != nil || json.Unmarshal(md.Signed[lifetimeField], &s) != nil {
+		return 0, false
+	}
+	d, err := time.ParseDuration(s)
+	return d, err == nil && d > 0
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return "since this mirror was started"
+	}
+	return "since " + stamp(t)
+}
+
+// short cuts an error that nobody wants to read to its end.
+func short(s string) string {
+	if len(s) <= maxErrorShown {
 		return s
 	}
-	if now.Sub(last) > 3*m.cfg.Poll {
-		since := "since this mirror was started"
-		if !last.IsZero() {
-			since = "since " + last.UTC().Format(time.RFC3339)
-		}
-		s.Warnings = append(s.Warnings, "no upstream has answered "+since)
-	}
-	s.View = &ViewStatus{v.root, v.timestamp, v.snapshot, len(v.roles), len(v.objects), v.verified}
-	s.Roles = v.expiries()
-	for _, r := range s.Roles {
-		if now.Before(r.Expires) {
-			break
-		}
-		what := fmt.Sprintf("role %s expired at %s", r.Name, r.Expires.UTC().Format(time.RFC3339))
-		if isTop(r.Name) {
-			s.Reasons = append(s.Reasons, what)
-		} else {
-			s.Warnings = append(s.Warnings, what)
-		}
-	}
-	s.Ready = len(s.Reasons) == 0
-	if len(s.Roles) > maxRolesShown {
-		s.Roles = slices.DeleteFunc(s.Roles, func(r RoleStatus) bool {
-			return !isTop(r.Name) && r.Expires.After(s.Roles[maxRolesShown-5].Expires)
-		})
-		s.Roles = s.Roles[:min(len(s.Roles), maxRolesShown)]
-	}
-	return s
+	return strings.ToValidUTF8(s[:maxErrorShown], "") + "…"
 }
 
 func isTop(role string) bool {

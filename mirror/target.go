@@ -54,6 +54,7 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	unhurried(w, true) // the wait is ours, not the client's
+	asked := time.Now()
 	file, err := m.filler.Open(r.Context(), obj.Object, fill.Request{Hops: via.Hops, Sibling: via.Sibling})
 	unhurried(w, false)
 	if err != nil {
@@ -61,7 +62,7 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer file.Close()
-	m.seen.object(file.Hit())
+	m.seen.object(file, len(via.Hops) == 0, asked)
 	labelCache(w, file.Hit())
 	if file.Hit() { // the file itself, so that sendfile is reached at once
 		http.ServeContent(w, r, "", time.Time{}, file.File())

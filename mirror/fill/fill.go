@@ -88,7 +88,16 @@ type Config struct {
 	Rest        time.Duration    // first rest of a source that fails again and again, doubled up to 64 times: 1 s
 	BanFor      time.Duration    // how long a source that sent wrong bytes is not asked for that object: 10 min
 	FailFor     time.Duration    // how long a failure is the answer to those who come later: 3 s
+	Ended       func(Ending)     // is told of each fill that had begun, by the fill's goroutine; may be nil
 	Now         func() time.Time // nil: time.Now
+}
+
+// Ending is how a fill ended.
+type Ending struct {
+	Object  Object
+	Prefill bool          // no client asked for it
+	Took    time.Duration // since its turn came
+	Err     error         // nil: the object is cached; context.Canceled and ErrClosed: it was called off
 }
 
 func (c *Config) defaults() {
@@ -211,11 +220,11 @@ func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, er
 	if h, ok := f.cfg.Cache.Get(ctx, obj.SHA256, obj.Length); ok {
 		return &Reader{file: h.File, size: h.Size, hit: true, close: h.Close}, nil
 	}
-	fl, err := f.join(obj, req, true)
+	fl, joined, err := f.join(obj, req, true)
 	if err != nil {
 		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
 	}
-	r := &Reader{f: f, fl: fl, ctx: ctx, size: obj.Length}
+	r := &Reader{f: f, fl: fl, ctx: ctx, size: obj.Length, joined: joined}
 	r.close = func() error { f.leave(fl); return nil }
 	if len(req.Hops) > 0 && obj.Length > 0 {
 		return r, nil
@@ -233,7 +242,7 @@ func (f *Filler) Prefill(ctx context.Context, obj Object) error {
 	if f.cfg.Cache.Has(obj.SHA256, obj.Length) {
 		return nil
 	}
-	fl, err := f.join(obj, Request{}, false)
+	fl, _, err := f.join(obj, Request{}, false)
 	if err != nil {
 		return fmt.Errorf("prefill %s: %w", obj.Name, err)
 	}
@@ -249,26 +258,28 @@ func (f *Filler) Prefill(ctx context.Context, obj Object) error {
 	return nil
 }
 
-// join adds a waiter to the object's fill, starting it if there is none.
-func (f *Filler) join(obj Object, req Request, client bool) (*fill, error) {
+// join adds a waiter to the object's fill, starting it unless there is one: then
+// joined is true.
+func (f *Filler) join(obj Object, req Request, client bool) (fl *fill, joined bool, err error) {
 	k := key{obj.SHA256, obj.Length}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
-		return nil, ErrClosed
+		return nil, false, ErrClosed
 	case f.waiters >= f.cfg.MaxWaiters:
 		f.stats.Refused++
-		return nil, ErrBusy
+		return nil, false, ErrBusy
 	}
-	fl := f.fills[k]
+	fl = f.fills[k]
+	joined = fl != nil
 	if fl != nil && req.Sibling && !fl.direct {
-		return nil, ErrLoop // each would wait for the other
+		return nil, false, ErrLoop // each would wait for the other
 	}
 	if fl == nil {
 		if fail, ok := f.failed[k]; ok {
 			if f.cfg.Now().Before(fail.until) {
-				return nil, fail.err
+				return nil, false, fail.err
 			}
 			delete(f.failed, k)
 		}
@@ -288,7 +299,7 @@ func (f *Filler) join(obj Object, req Request, client bool) (*fill, error) {
 	}
 	fl.waiters++
 	f.waiters++
-	return fl, nil
+	return fl, joined, nil
 }
 
 type requestKey struct{}
@@ -351,7 +362,11 @@ func (f *Filler) run(ctx context.Context, fl *fill) {
 		delete(f.fills, fl.key)
 	}
 	took, resumed, from := f.cfg.Now().Sub(fl.begun), fl.resumed, fl.from
+	ending, begun := Ending{fl.obj, !fl.client, took, err}, !fl.begun.IsZero()
 	f.mu.Unlock()
+	if begun && f.cfg.Ended != nil { // before those who wait hear of it
+		f.cfg.Ended(ending)
+	}
 	fl.flow.end(err)
 	close(fl.done)
 	if h != nil {

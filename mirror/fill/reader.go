@@ -19,6 +19,8 @@ type Reader struct {
 	size int64
 	hit  bool
 
+	joined bool // a fill that was under way
+
 	f     *Filler // of the fill that it follows; nil if it follows none
 	fl    *fill
 	flow  *flow
@@ -31,6 +33,10 @@ type Reader struct {
 
 // Hit reports whether the object was cached when it was asked for.
 func (r *Reader) Hit() bool { return r.hit }
+
+// Joined reports whether the reader follows a fill that had been begun for
+// somebody else.
+func (r *Reader) Joined() bool { return r.joined }
 
 // Size is the length of the object in bytes.
 func (r *Reader) Size() int64 { return r.size }
