@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +27,10 @@ const UserAgent = "patchkeep-mirror"
 
 // NewHTTP returns the upstream at base, the URL of a mirror or of a plain
 // server of the repository: <base>/metadata/…, <base>/targets/…. The system's
-// proxy settings are honoured.
-func NewHTTP(base string) (Upstream, error) {
+// proxy settings are honoured. It is shown no credentials.
+func NewHTTP(base string) (Upstream, error) { return newHTTP(base, Credentials{}) }
+
+func newHTTP(base string, creds Credentials) (Upstream, error) {
 	u, err := url.Parse(strings.TrimRight(base, "/"))
 	switch {
 	case err != nil: // it may quote a password
@@ -39,12 +40,15 @@ func NewHTTP(base string) (Upstream, error) {
 	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
 		return nil, fmt.Errorf("open upstream %s: query and fragment make no sense here", redact(u))
 	}
-	h := &overHTTP{base: u}
+	if creds.Token != nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		return nil, fmt.Errorf("open upstream %s: a token is only sent over https", redact(u))
+	}
+	h := &overHTTP{base: u, token: creds.Token}
 	h.client = &http.Client{
 		Transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+			TLSClientConfig:        creds.tls(),
 			TLSHandshakeTimeout:    15 * time.Second,
 			ResponseHeaderTimeout:  time.Minute, // Guard is stricter
 			ExpectContinueTimeout:  time.Second,
@@ -68,12 +72,16 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	case req.URL.Scheme != "https" && (req.URL.Scheme != "http" || via[0].URL.Scheme == "https"):
 		return fmt.Errorf("redirect to %s", req.URL.Scheme)
 	}
+	if req.URL.Host != via[0].URL.Host { // net/http would still show it to a subdomain
+		req.Header.Del("Authorization")
+	}
 	return nil
 }
 
 type overHTTP struct {
 	base     *url.URL
 	client   *http.Client
+	token    func() string // may be nil
 	metadata metadataState
 }
 
@@ -95,6 +103,11 @@ func (h *overHTTP) get(ctx context.Context, escaped string, header http.Header) 
 	}
 	req.Header = header
 	req.Header.Set("User-Agent", UserAgent)
+	if h.token != nil {
+		if token := h.token(); token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+	}
 	resp, err := h.client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
