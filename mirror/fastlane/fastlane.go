@@ -3,7 +3,7 @@
 // one read and one write.
 //
 // It stands between a listener and an http.Server. A connection is the lane's
-// until it brings a request that the lane does not know (see parse: the grammar
+// until it brings a request that the lane does not know (see Request.parse: the grammar
 // is a small part of what is allowed, and whatever is odd is not in it), that
 // came in pieces, or that the handler does not want. From then on it is the
 // server's, with every byte that was not answered. So nothing is refused here,
@@ -166,7 +166,7 @@ func (l *Listener) closed() bool {
 func (l *Listener) serve(conn net.Conn) {
 	defer l.forget(conn)
 	l.cfg.State(conn, http.StateNew)
-	buf := make([]byte, bufferSize)
+	buf, r := make([]byte, bufferSize), &Request{}
 	var touched time.Time // when the deadlines were set for a request that had come
 	_ = conn.SetReadDeadline(time.Now().Add(l.cfg.First))
 	if l.closed() { // whose deadline this may have undone
@@ -180,10 +180,10 @@ func (l *Listener) serve(conn net.Conn) {
 			return
 		}
 		for head := buf[:n]; len(head) > 0; {
-			r, size, ok := parse(head)
+			size, ok := r.parse(head)
 			var resp *Response
 			if ok {
-				resp = l.cfg.Handler(conn, &r)
+				resp = l.cfg.Handler(conn, r)
 			}
 			if resp == nil {
 				l.giveAway(conn, head)

@@ -21,7 +21,7 @@ var (
 	maxHeaders = 16
 )
 
-// parse reads the head at the beginning of buf and says how long it is. ok is
+// parse reads into r the head at the beginning of buf and says how long it is. ok is
 // false for all that is not whole and not of this grammar, each header at most
 // once:
 //
@@ -33,17 +33,18 @@ var (
 //
 // So a request has no body, its end is beyond doubt, and nothing in it could
 // change the answer but what a Request holds.
-func parse(buf []byte) (r Request, size int, ok bool) {
+func (r *Request) parse(buf []byte) (size int, ok bool) {
+	*r = Request{}
 	if !bytes.HasPrefix(buf, method) {
-		return r, 0, false
+		return 0, false
 	}
 	end := bytes.Index(buf, endOfHead)
 	if end < 0 {
-		return r, 0, false
+		return 0, false
 	}
 	line, rest, _ := bytes.Cut(buf[len(method):end+len(crlf)], crlf)
 	if r.Path, ok = bytes.CutSuffix(line, version); !ok || !plainPath(r.Path) {
-		return r, 0, false
+		return 0, false
 	}
 	var seen uint
 	for n := 0; len(rest) > 0; n++ {
@@ -51,7 +52,7 @@ func parse(buf []byte) (r Request, size int, ok bool) {
 		name, value, found := bytes.Cut(line, []byte{':'})
 		value = bytes.TrimPrefix(value, []byte{' '})
 		if !found || n >= maxHeaders || !plainValue(value) {
-			return r, 0, false
+			return 0, false
 		}
 		var bit uint
 		switch len(name) { // by length first: this is asked for each header
@@ -85,11 +86,11 @@ func parse(buf []byte) (r Request, size int, ok bool) {
 			}
 		}
 		if bit == 0 || seen&bit != 0 {
-			return r, 0, false
+			return 0, false
 		}
 		seen |= bit
 	}
-	return r, end + len(endOfHead), r.Host != nil
+	return end + len(endOfHead), r.Host != nil
 }
 
 // is compares a name with a lower-case one of the same length.
