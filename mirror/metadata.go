@@ -50,10 +50,13 @@ var (
 	noSniff  = []string{"nosniff"}
 	vary     = []string{"Accept-Encoding"}
 
-	// For the 404 of the root after the last one, which every client asks for at
+	// The 404 of the root after the last one, which every client asks for at
 	// every poll. A cache on the way may take the herd off us for a moment;
 	// longer, and clients behind it would refuse what a new root has signed.
-	nextRootCache = []string{"public, max-age=1"}
+	noRoot       = []byte("Not Found\n")
+	noRootCache  = []string{"public, max-age=1"}
+	noRootLength = []string{strconv.Itoa(len(noRoot))}
+	typeText     = []string{"text/plain; charset=utf-8"}
 )
 
 func newDoc(role string, version int64, body []byte) *doc {
@@ -133,8 +136,11 @@ func (m *Mirror) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	}
 	d := s.doc(name)
 	if d == nil && s.isNextRoot(name) {
-		w.Header()["Cache-Control"] = nextRootCache
-		http.Error(w, http.StatusText(http.StatusNotFound), http.StatusNotFound)
+		setNoRootHeader(w.Header())
+		w.WriteHeader(http.StatusNotFound)
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(noRoot)
+		}
 		return
 	}
 	if d == nil {
@@ -170,6 +176,10 @@ func (d *doc) setHeader(h http.Header, v *variant, status int) {
 	if enc := v.coding.header(); enc != nil {
 		h["Content-Encoding"] = enc
 	}
+}
+
+func setNoRootHeader(h http.Header) {
+	h["Cache-Control"], h["Content-Length"], h["Content-Type"], h["X-Content-Type-Options"] = noRootCache, noRootLength, typeText, noSniff
 }
 
 // isNextRoot says whether a name is that of the root after the last one. That
