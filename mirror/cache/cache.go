@@ -1,12 +1,17 @@
 // Package cache keeps verified objects on disk, named by their SHA-256.
 //
-//	<dir>/cas/sha256/ab/<hex>  whole, verified, immutable
-//	<dir>/tmp/<hex>.*          being written; removed when the cache is opened
+//	<dir>/cas/sha256/ab/<hex>         whole, verified, immutable
+//	<dir>/cas/clean                   the last process closed the cache
+//	<dir>/cas/scrub                   how far the scrub is
+//	<dir>/tmp/<hex>-<size>.part       being written, or suspended
+//	<dir>/tmp/<hex>-<size>.progress   how much of that is synced
 //
 // An object comes into cas only after its length and hash were checked, by
 // fsync, rename and fsync of the directory, so whatever is there was right when
-// it was written, also after a power cut. The least recently used objects make
-// room for new ones; one that somebody holds open stays.
+// it was written, also after a power cut. After an unclean stop it is hashed
+// again before its first use all the same, and a slow scrub looks for what the
+// disk has spoilt since. The least recently used objects make room for new
+// ones; one that is pinned, or that somebody holds open, stays.
 package cache
 
 import (
@@ -29,8 +34,10 @@ import (
 )
 
 const (
-	casDir = "cas/sha256"
-	tmpDir = "tmp"
+	casDir    = "cas/sha256"
+	tmpDir    = "tmp"
+	cleanFile = "cas/clean"
+	scrubFile = "cas/scrub"
 
 	// touchEvery bounds how often a use of an object is written to its mtime,
 	// which carries the order of use across restarts.
@@ -49,7 +56,7 @@ var ErrMismatch = errors.New("content does not match what was signed")
 // Config says where and how much. The zero value of all but Dir is useful.
 type Config struct {
 	Dir      string                // made if missing
-	MaxBytes int64                 // of all objects; 0: no limit but the disk's
+	MaxBytes int64                 // of all objects and parts of objects; 0: no limit but the disk's
 	MinFree  int64                 // bytes of the file system that stay free
 	Free     func() (int64, error) // free bytes of the file system; nil asks the system
 	Now      func() time.Time      // nil: time.Now
@@ -58,40 +65,54 @@ type Config struct {
 // Cache is a directory of objects. One process at a time may use one; the
 // caller sees to that. All methods are safe for concurrent use.
 type Cache struct {
-	cfg  Config
-	root *os.Root
+	cfg     Config
+	root    *os.Root
+	boot    string        // id of this run of the machine; empty: not known
+	hashing chan struct{} // one element for each Get that hashes an object
 
-	mu      sync.Mutex // guards all below
-	entries map[string]*entry
-	lru     *list.List // of *entry; front: most recently used
-	used    int64      // bytes of entries
-	pending int64      // bytes reserved by writers
-	written int64      // bytes of pending that lie on the disk already
-	evicted int64      // objects, since Open
+	mu        sync.Mutex // guards all below
+	entries   map[string]*entry
+	lru       *list.List // of *entry; front: most recently used
+	pinned    map[string]bool
+	parts     []*part            // suspended, oldest first
+	writers   map[string]*Writer // by file name
+	used      int64              // bytes of entries
+	partBytes int64              // bytes of parts
+	pending   int64              // bytes reserved by writers
+	evicted   int64              // objects, since Open
+	scrubbed  int64              // bytes, since Open
+	damaged   int64              // objects, since Open
 }
 
 // entry is an object in cas. Its fields are guarded by Cache.mu, but for sum
 // and size, which never change.
 type entry struct {
-	sum     string
-	size    int64
-	refs    int // open handles
-	touched time.Time
-	elem    *list.Element
-	gone    bool // no longer in entries
+	sum      string
+	size     int64
+	refs     int // open handles
+	touched  time.Time
+	elem     *list.Element
+	gone     bool          // no longer in entries
+	unsure   bool          // not hashed since an unclean stop
+	checking chan struct{} // closed when the one who hashes it is done; nil: nobody does
 }
 
 // Stats is a snapshot of the cache's numbers.
 type Stats struct {
-	Objects  int   `json:"objects"`
-	Bytes    int64 `json:"bytes"`
-	Reserved int64 `json:"reserved_bytes"` // promised to objects being written
-	Max      int64 `json:"max_bytes"`      // 0: no limit
-	Evicted  int64 `json:"evicted"`        // objects since the start
+	Objects   int   `json:"objects"`
+	Bytes     int64 `json:"bytes"`
+	Reserved  int64 `json:"reserved_bytes"` // promised to objects being written
+	Max       int64 `json:"max_bytes"`      // 0: no limit
+	Evicted   int64 `json:"evicted"`        // objects since the start
+	Pinned    int64 `json:"pinned_bytes"`   // of Bytes
+	Parts     int   `json:"parts"`          // suspended, and not among Objects
+	PartBytes int64 `json:"part_bytes"`
+	Scrubbed  int64 `json:"scrubbed_bytes"` // since the start
+	Damaged   int64 `json:"damaged"`        // objects found damaged since the start
 }
 
 // Open opens the cache, reads the names and sizes of what is there, and removes
-// what an earlier process left half-written.
+// what can be of no use any more.
 func Open(ctx context.Context, cfg Config) (*Cache, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -101,21 +122,37 @@ func Open(ctx context.Context, cfg Config) (*Cache, error) {
 	}
 	root, err := prepare(cfg.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("open cache %s: %w", cfg.Dir, err)
+		return nil, fmt.Errorf("open cache %s: %w", cfg.Dir, noSpace(err))
 	}
-	c := &Cache{cfg: cfg, root: root, entries: map[string]*entry{}, lru: list.New()}
-	if err := c.scan(ctx); err != nil {
+	c := &Cache{
+		cfg: cfg, root: root, boot: bootID(), hashing: make(chan struct{}, maxHashing),
+		entries: map[string]*entry{}, lru: list.New(), writers: map[string]*Writer{},
+	}
+	if err := c.load(ctx); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("open cache %s: %w", cfg.Dir, err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.cfg.MaxBytes > 0 && c.used > c.cfg.MaxBytes && c.evictOne(ctx) {
 	}
 	return c, nil
 }
 
-// prepare makes the directories, durably, and empties tmp.
+func (c *Cache) load(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.scan(ctx); err != nil {
+		return err
+	}
+	if err := c.scanParts(ctx); err != nil {
+		return err
+	}
+	if err := c.doubt(ctx); err != nil {
+		return err
+	}
+	for c.cfg.MaxBytes > 0 && c.used+c.partBytes > c.cfg.MaxBytes && c.evictOne(zerolog.Ctx(ctx)) > 0 {
+	}
+	return nil
+}
+
+// prepare makes the directories, durably.
 func prepare(dir string) (*os.Root, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -125,10 +162,12 @@ func prepare(dir string) (*os.Root, error) {
 		return nil, err
 	}
 	err = func() error {
-		if err := root.RemoveAll(tmpDir); err != nil {
-			return err
+		if info, err := root.Lstat(tmpDir); err == nil && !info.IsDir() {
+			if err := root.Remove(tmpDir); err != nil {
+				return err
+			}
 		}
-		if err := root.Mkdir(tmpDir, 0o755); err != nil {
+		if err := root.MkdirAll(tmpDir, 0o755); err != nil {
 			return err
 		}
 		if err := root.MkdirAll(casDir, 0o755); err != nil {
@@ -154,7 +193,8 @@ func prepare(dir string) (*os.Root, error) {
 	return root, nil
 }
 
-// scan fills the entries from what lies on the disk, oldest use first.
+// scan fills the entries from what lies on the disk, oldest use first. The
+// caller holds mu.
 func (c *Cache) scan(ctx context.Context) error {
 	var found []*entry
 	for i := range 256 {
@@ -168,7 +208,7 @@ func (c *Cache) scan(ctx context.Context) error {
 		}
 		for _, f := range files {
 			info, err := f.Info()
-			if err != nil || !info.Mode().IsRegular() || !layout.IsSHA256(f.Name()) || objectFile(f.Name()) != dir+"/"+f.Name() {
+			if err != nil || !info.Mode().IsRegular() || !isObject(dir, f.Name()) {
 				zerolog.Ctx(ctx).Warn().Str("file", dir+"/"+f.Name()).Msg("not an object, left alone in the cache's directory")
 				continue
 			}
@@ -184,112 +224,37 @@ func (c *Cache) scan(ctx context.Context) error {
 
 func objectFile(sum string) string { return casDir + "/" + sum[:2] + "/" + sum }
 
-// insert adds e as the most recently used. The caller holds mu or is Open.
+// isObject reports whether a file of that name in that directory is an object.
+func isObject(dir, name string) bool {
+	return layout.IsSHA256(name) && objectFile(name) == dir+"/"+name
+}
+
+// insert adds e as the most recently used. The caller holds mu.
 func (c *Cache) insert(e *entry) {
 	c.entries[e.sum] = e
 	e.elem = c.lru.PushFront(e)
 	c.used += e.size
 }
 
-// drop forgets e and removes its file. The caller holds mu.
-func (c *Cache) drop(ctx context.Context, e *entry) {
-	if e.gone {
-		return
-	}
+// forget is the inverse of insert; the file stays. The caller holds mu.
+func (c *Cache) forget(e *entry) {
 	e.gone = true
 	delete(c.entries, e.sum)
 	c.lru.Remove(e.elem)
 	c.used -= e.size
+}
+
+// discard forgets a damaged object and removes its file. The caller holds mu.
+func (c *Cache) discard(log *zerolog.Logger, e *entry, why error) {
+	if e.gone {
+		return
+	}
+	c.forget(e)
+	c.damaged++
+	log.Error().Err(why).Str("sha256", e.sum).Msg("damaged object discarded from the cache")
 	if err := c.root.Remove(objectFile(e.sum)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		zerolog.Ctx(ctx).Warn().Err(err).Str("sha256", e.sum).Msg("cannot remove object from the cache")
+		log.Error().Err(err).Str("sha256", e.sum).Msg("cannot remove damaged object")
 	}
-}
-
-// evictOne removes the least recently used object that nobody holds. The
-// caller holds mu.
-func (c *Cache) evictOne(ctx context.Context) bool {
-	for el := c.lru.Back(); el != nil; el = el.Prev() {
-		if e := el.Value.(*entry); e.refs == 0 {
-			zerolog.Ctx(ctx).Debug().Str("sha256", e.sum).Int64("bytes", e.size).Msg("evicted")
-			c.drop(ctx, e)
-			c.evicted++
-			return true
-		}
-	}
-	return false
-}
-
-// Handle is an object held open: it is not evicted before Close. File is the
-// caller's own, with its own position.
-type Handle struct {
-	File *os.File
-	Size int64
-	c    *Cache
-	e    *entry
-	once sync.Once
-}
-
-// Close lets the object go.
-func (h *Handle) Close() error {
-	h.once.Do(func() {
-		h.c.mu.Lock()
-		defer h.c.mu.Unlock()
-		h.e.refs--
-	})
-	return h.File.Close()
-}
-
-// Get opens the object with that hash and size, and reports false if it is
-// not there. A file whose size is no longer what it was is discarded.
-func (c *Cache) Get(ctx context.Context, sum string, size int64) (*Handle, bool) {
-	c.mu.Lock()
-	e := c.entries[sum]
-	if e == nil || e.size != size {
-		c.mu.Unlock()
-		return nil, false
-	}
-	e.refs++
-	c.lru.MoveToFront(e.elem)
-	now := c.cfg.Now()
-	touch := now.Sub(e.touched) > touchEvery
-	if touch {
-		e.touched = now
-	}
-	c.mu.Unlock()
-
-	f, err := c.open(e)
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		e.refs--
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrMismatch) {
-			zerolog.Ctx(ctx).Warn().Err(err).Str("sha256", sum).Msg("damaged object discarded from the cache")
-			c.drop(ctx, e)
-		} else {
-			zerolog.Ctx(ctx).Error().Err(err).Str("sha256", sum).Msg("cannot open cached object")
-		}
-		return nil, false
-	}
-	if touch { // a failure costs only the order of eviction after a restart
-		_ = c.root.Chtimes(objectFile(sum), now, now)
-	}
-	return &Handle{File: f, Size: size, c: c, e: e}, true
-}
-
-func (c *Cache) open(e *entry) (*os.File, error) {
-	f, err := c.root.Open(objectFile(e.sum))
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Size() != e.size) {
-		err = fmt.Errorf("file of %d bytes where there were %d: %w", info.Size(), e.size, ErrMismatch)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // Has reports whether the object is there, without a sign of use.
@@ -304,12 +269,27 @@ func (c *Cache) Has(sum string, size int64) bool {
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Stats{Objects: len(c.entries), Bytes: c.used, Reserved: c.pending, Max: c.cfg.MaxBytes, Evicted: c.evicted}
+	st := Stats{
+		Objects: len(c.entries), Bytes: c.used, Reserved: c.pending, Max: c.cfg.MaxBytes, Evicted: c.evicted,
+		Parts: len(c.parts), PartBytes: c.partBytes, Scrubbed: c.scrubbed, Damaged: c.damaged,
+	}
+	for sum := range c.pinned {
+		if e := c.entries[sum]; e != nil {
+			st.Pinned += e.size
+		}
+	}
+	return st
 }
 
-// Close releases the directory. Handles and writers in use go on working on
-// their open files, but nothing more can be committed.
-func (c *Cache) Close() error { return c.root.Close() }
+// Close releases the directory, and notes that all was well if no writer is in
+// use any more. Handles in use go on working; nothing more can be committed.
+func (c *Cache) Close() error {
+	err := c.markClean()
+	if err := errors.Join(err, c.root.Close()); err != nil {
+		return fmt.Errorf("close cache %s: %w", c.cfg.Dir, noSpace(err))
+	}
+	return nil
+}
 
 // syncDir makes the names in a directory durable. Windows has no such call and
 // does not need it.
@@ -323,4 +303,16 @@ func syncDir(root *os.Root, name string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// noSpace makes a full disk or a spent quota an ErrNoSpace.
+func noSpace(err error) error {
+	if isFull(err) && !errors.Is(err, ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+func isFull(err error) bool {
+	return slices.ContainsFunc(diskFull, func(e error) bool { return errors.Is(err, e) })
 }

@@ -7,6 +7,9 @@ import "golang.org/x/sys/unix"
 // diskFull are the system's words for a disk that takes no more.
 var diskFull = []error{unix.ENOSPC, unix.EDQUOT}
 
+// unreadable are its words for a file whose bytes are lost.
+var unreadable = []error{unix.EIO}
+
 // freeBytes is what an unprivileged process may still write below dir.
 func freeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
