@@ -109,7 +109,7 @@ func (d *doc) matched(ifNoneMatch string, would coding) *variant {
 	if ifNoneMatch == "" {
 		return nil
 	}
-	for i := range coding(codings) {
+	for i := range codings {
 		if v := &d.variants[(would+i)%codings]; matches(ifNoneMatch, v.etag[0]) {
 			return v
 		}
