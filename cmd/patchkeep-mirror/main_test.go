@@ -29,6 +29,7 @@ import (
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
 	"github.com/patchkeep/patchkeep/mirror"
+	"github.com/patchkeep/patchkeep/mirror/upstream"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
@@ -228,8 +229,10 @@ func TestMistakes(t *testing.T) {
 	dir, root := repository(t)
 	_, otherRoot := repository(t)
 	locked := t.TempDir()
-	o := serveOptions{upstreams: []string{dir}, root: root, cache: locked, cacheSize: "0", minFree: "0", rate: "1KiB", poll: 1e9, fills: 1}
-	cfg, err := o.config(t.Context())
+	o := &serveOptions{}
+	o.flags()
+	o.upstreams, o.root, o.cache, o.minFree = []string{dir}, root, locked, "0"
+	cfg, err := o.mirrorConfig(t.Context(), upstream.Credentials{})
 	if err != nil {
 		t.Fatal(err)
 	}
