@@ -14,12 +14,13 @@ import (
 
 // Listener lets the plainest requests for metadata over l pass ahead of
 // net/http, at half its cost. It is for an http.Server of Handler or Public,
-// which would give the same answers, and whose connections have no TLS.
-func (m *Mirror) Listener(l net.Listener) net.Listener {
+// which would give the same answers, and whose connections have no TLS. idle is
+// that server's IdleTimeout; 0: 2 min.
+func (m *Mirror) Listener(l net.Listener, idle time.Duration) net.Listener {
 	h := http.Header{}
 	setNoRootHeader(h)
 	f := &fast{m, newResponse(http.StatusNotFound, h, noRoot)}
-	return fastlane.New(l, fastlane.Config{Handler: f.answer, State: m.ConnState})
+	return fastlane.New(l, fastlane.Config{Handler: f.answer, Idle: idle, State: m.ConnState})
 }
 
 // fast answers what needs nothing but memory.

@@ -23,7 +23,7 @@ import (
 func (s *site) lane(t testing.TB) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(s.m)
-	srv.Listener = s.m.Listener(srv.Listener)
+	srv.Listener = s.m.Listener(srv.Listener, 0)
 	srv.Config.ConnState = s.m.ConnState
 	srv.Start()
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
