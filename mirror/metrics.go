@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
 	"github.com/patchkeep/patchkeep/mirror/fill"
@@ -218,6 +219,17 @@ func (m *Mirror) registry() *prometheus.Registry {
 	return r
 }
 
+// maxScrapes at once: each looks at everything.
+const maxScrapes = 4
+
+func (m *Mirror) metricsHandler() http.Handler {
+	h := promhttp.HandlerFor(m.registry(), promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes, EnableOpenMetrics: true})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		label(w, "metrics")
+		h.ServeHTTP(w, r)
+	})
+}
+
 const metricPrefix = "patchkeep_mirror_"
 
 // statusCollector turns a Status into metrics, when it is asked for them, so
@@ -313,6 +325,11 @@ func (e exposition) cache(s *Status) {
 	e.gauge("cache_max_bytes", "Limit of the cache; 0: none but the disk's.", float64(c.Max))
 	e.gauge("cache_reserved_bytes", "Bytes promised to objects that are being written.", float64(c.Reserved))
 	e.counter("cache_evicted_total", "Objects that made room for others.", c.Evicted)
+	e.gauge("cache_pinned_bytes", "Bytes of objects in the cache that are never evicted.", float64(c.Pinned))
+	e.gauge("cache_parts", "Unfinished objects that wait for their fill to go on.", float64(c.Parts))
+	e.gauge("cache_part_bytes", "Bytes of unfinished objects that wait for their fill to go on.", float64(c.PartBytes))
+	e.counter("cache_scrubbed_bytes_total", "Bytes of objects that were read again to find damage.", c.Scrubbed)
+	e.counter("cache_damaged_total", "Objects that were found damaged, and thrown away.", c.Damaged)
 }
 
 func (e exposition) fills(s *Status, c *counters) {
@@ -333,6 +350,13 @@ func (e exposition) fills(s *Status, c *counters) {
 	e.counter("refused_requests_total", "Requests refused since too many were waiting.", f.Refused)
 	e.gauge("connections", "Connections of clients that are open.", float64(s.Clients.Connections))
 	e.counter("connections_total", "Connections of clients that were accepted.", s.Clients.Accepted)
+	if a := s.Clients.Access; a != nil {
+		e.gauge("clients", "Clients that the limits for each remember.", float64(a.Clients))
+		e.counter("limited_requests_total", "Requests refused since their client had too many.", a.Limited)
+		e.counter("denied_requests_total", "Requests refused without the right token or certificate.", a.Denied)
+		e.counter("refused_connections_total", "Connections refused since there were too many, of all or of their client.", a.Refused)
+		e.counter("access_log_dropped_lines_total", "Lines that the access log could not take in time.", a.Dropped)
+	}
 	if s.Line != nil {
 		e.gauge("line_limit_bytes_per_second", "Limit of what upstreams may send now; 0: none.", float64(s.Line.Limit))
 	}

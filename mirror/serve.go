@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/patchkeep/patchkeep/mirror/access"
 )
@@ -124,10 +123,11 @@ func (m *Mirror) repositoryRoutes(r *mux.Router) {
 
 func (m *Mirror) adminRoutes(r *mux.Router) {
 	r.Path("/readyz").HandlerFunc(m.serveReady)
-	r.Path("/metrics").Handler(promhttp.HandlerFor(m.registry(), promhttp.HandlerOpts{}))
+	r.Path("/metrics").Handler(m.metricsHandler())
 }
 
 func (m *Mirror) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	label(w, "healthz")
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	_, _ = io.WriteString(w, "ok\n")

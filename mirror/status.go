@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/patchkeep/patchkeep/mirror/access"
 	"github.com/patchkeep/patchkeep/mirror/cache"
 	"github.com/patchkeep/patchkeep/mirror/fill"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -96,8 +97,9 @@ type SiblingStatus struct {
 
 // ClientStatus is about who is connected.
 type ClientStatus struct {
-	Connections int64 `json:"connections"` // open
-	Accepted    int64 `json:"accepted"`    // since the start
+	Connections int64         `json:"connections"`      // open
+	Accepted    int64         `json:"accepted"`         // since the start
+	Access      *access.Stats `json:"access,omitempty"` // what the limits have counted since the start; absent without any
 }
 
 // LineStatus is what the calendar says now.
@@ -122,6 +124,10 @@ func (m *Mirror) Status() Status {
 	if l, ok := m.cfg.Line.(interface{ Rate() int64 }); ok {
 		rate := l.Rate()
 		s.Line = &LineStatus{Limit: max(rate, 0), Paused: rate < 0}
+	}
+	if m.cfg.Access != nil {
+		a := m.cfg.Access.Stats()
+		s.Clients.Access = &a
 	}
 	confirmed := m.addSources(&s)
 	m.addView(&s, confirmed)
@@ -250,6 +256,12 @@ func (m *Mirror) addTroubles(s *Status) {
 	m.seen.mu.Unlock()
 	if view.err != nil {
 		s.warn("the view cannot be kept on the disk since %s, a restart would serve an older one: %s", stamp(view.since), short(view.err.Error()))
+	}
+	if n := s.Cache.Damaged; n > 0 {
+		s.warn("%d damaged objects were found in the cache since the start, and thrown away: look at the disk", n)
+	}
+	if a := s.Clients.Access; a != nil && a.Dropped > 0 {
+		s.warn("%d lines of the access log were lost: its disk is too slow", a.Dropped)
 	}
 	if noSpace.err != nil && s.Now.Sub(noSpace.last) < lately {
 		s.warn("objects cannot be cached since %s, last at %s: %s", stamp(noSpace.since), stamp(noSpace.last), short(noSpace.err.Error()))

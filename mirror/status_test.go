@@ -8,8 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 	"github.com/patchkeep/patchkeep/mirror"
+	"github.com/patchkeep/patchkeep/mirror/access"
 	"github.com/patchkeep/patchkeep/mirror/line"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 )
@@ -29,6 +33,7 @@ func everything(s *site) {
 	must(s.t, err)
 	s.cfg.Siblings, s.cfg.Self = []upstream.Upstream{sibling}, "self"
 	s.cfg.Line = line.NewLimiter(calendar, nil)
+	s.cfg.Access = access.New(access.Rules{Requests: 1e6}, nil)
 }
 
 // readyz is what /readyz answers.
@@ -300,6 +305,7 @@ func TestLabelsAreBounded(t *testing.T) {
 		}
 	}
 	s.get("/metrics")
+	s.get("/readyz")
 	ask(1)
 	before := count()
 	for i := range 20 {
@@ -307,6 +313,12 @@ func TestLabelsAreBounded(t *testing.T) {
 	}
 	if after := count(); after != before {
 		t.Errorf("%d time series became %d", before, after)
+	}
+	s.get("/healthz")
+	for _, route := range []string{"healthz", "readyz", "metrics", "targets", "metadata", "other"} {
+		if s.metric(`sent_bytes_total{route="`+route+`"}`) == 0 {
+			t.Errorf("route %s is not counted", route)
+		}
 	}
 }
 
@@ -341,5 +353,74 @@ func TestStatusOfTwoUpstreams(t *testing.T) {
 	}
 	if s.metric(`upstream_up{upstream="dir"}`) != 1 || s.metric(`upstream_up{upstream="second"}`) != 0 {
 		t.Error("upstream_up")
+	}
+}
+
+// TestHitsJoinsMisses: one begins the fill, others read along, later ones find
+// the object; how long they waited and the fill took is measured.
+func TestHitsJoinsMisses(t *testing.T) {
+	s := newSite(t)
+	g := newGate(s.up)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() { s.want(patchA, bytesA) })
+	}
+	until(t, "all clients waiting", func() bool { return s.m.Status().Fills.Waiting == 5 })
+	close(g.open)
+	wg.Wait()
+	until(t, "the end of the fill", func() bool { return s.m.Status().Fills.Done == 1 })
+	s.want(patchA, bytesA)
+	if v := s.m.Status().Served; v.Misses != 1 || v.Joins != 4 || v.Hits != 1 {
+		t.Errorf("%+v", v)
+	}
+	for series, want := range map[string]float64{
+		"hits_total": 1, "joins_total": 4, "misses_total": 1,
+		"first_byte_wait_seconds_count": 5, "fill_duration_seconds_count": 1,
+		`fills_total{result="done"}`: 1, `fills_total{result="failed"}`: 0,
+	} {
+		if got := s.metric(series); got != want {
+			t.Errorf("%s is %v, want %v", series, got, want)
+		}
+	}
+}
+
+// TestNoSpaceIsSaid: a cache that cannot take an object is a warning for a
+// while, and told apart from an upstream that fails.
+func TestNoSpaceIsSaid(t *testing.T) {
+	s := newSite(t, func(s *site) { s.cfg.CacheSize = 1000 })
+	if resp, _ := s.get(urlOf(patchA, bytesA)); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	code, st := s.readyz()
+	if code != http.StatusOK || len(st.Warnings) != 1 || !contains(st.Warnings, "objects cannot be cached since ") {
+		t.Errorf("%d %q", code, st.Warnings)
+	}
+	if s.metric(`fills_total{result="no_space"}`) != 1 || s.metric(`fills_total{result="failed"}`) != 0 {
+		t.Error("fills_total")
+	}
+	now := time.Now().Add(11 * time.Minute)
+	s.now.Store(&now)
+	must(t, s.m.Refresh(t.Context()))
+	if _, st := s.readyz(); len(st.Warnings) > 0 {
+		t.Errorf("eleven minutes later: %q", st.Warnings)
+	}
+}
+
+// TestViewNotKept: a view that cannot be written to the disk is a warning, until
+// one can.
+func TestViewNotKept(t *testing.T) {
+	s := newSite(t)
+	dir := filepath.Join(s.cfg.Dir, "metadata")
+	must(t, os.Rename(dir, dir+".away"))
+	s.publish(addPatch(1))
+	_ = s.m.Refresh(t.Context())
+	if _, st := s.readyz(); !contains(st.Warnings, "cannot be kept on the disk since ") || !st.Ready {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	must(t, os.Rename(dir+".away", dir))
+	s.publish(addPatch(2))
+	must(t, s.m.Refresh(t.Context()))
+	if _, st := s.readyz(); len(st.Warnings) > 0 {
+		t.Errorf("warnings %q", st.Warnings)
 	}
 }

@@ -137,7 +137,14 @@ func (p *statusPage) summary() {
 	if c.Max > 0 {
 		size = fmt.Sprintf("%s %s of %s", bar(c.Bytes, c.Max), percent(c.Bytes, c.Max), cli.Bytes(c.Max))
 	}
-	p.row("Cache", "%s; %d objects, %d evicted", size, c.Objects, c.Evicted)
+	text := fmt.Sprintf("%s; %d objects, %d evicted", size, c.Objects, c.Evicted)
+	if c.Pinned > 0 {
+		text += fmt.Sprintf(", %s pinned", cli.Bytes(c.Pinned))
+	}
+	if c.Parts > 0 {
+		text += fmt.Sprintf("; %s in %d unfinished", cli.Bytes(c.PartBytes), c.Parts)
+	}
+	p.row("Cache", "%s", text)
 	s := st.Served
 	p.row("Served", "%s sent, %s received, %s saved; %d hits, %d joined a fill, %d began one",
 		cli.Bytes(s.Sent), cli.Bytes(s.Received), percent(s.Saved, s.Sent), s.Hits, s.Joins, s.Misses)
@@ -153,7 +160,11 @@ func (p *statusPage) summary() {
 		}
 		p.row("Line", "%s", limit)
 	}
-	p.row("Clients", "%d connections", st.Clients.Connections)
+	clients := fmt.Sprintf("%d connections", st.Clients.Connections)
+	if a := st.Clients.Access; a != nil {
+		clients += fmt.Sprintf("; since the start %d requests too many, %d not let in, %d connections refused", a.Limited, a.Denied, a.Refused)
+	}
+	p.row("Clients", "%s", clients)
 	if !st.Started.IsZero() {
 		p.row("Started", "%s", p.ago(st.Started))
 	}
