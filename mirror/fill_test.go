@@ -410,7 +410,7 @@ func TestCloseEndsWaits(t *testing.T) {
 	g := newGate(s.up)
 	done := make(chan int)
 	go func() {
-		resp, _, err := s.try("GET", urlOf(patchA, bytesA))
+		resp, _, err := s.try("GET", urlOf(patchB, bytesB))
 		if err != nil {
 			done <- 0
 			return

@@ -228,6 +228,9 @@ const scrubEvery = 7 * 24 * time.Hour
 func (m *Mirror) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if m.cfg.Scrub > 0 {
+		wg.Go(func() { m.cache.Scrub(ctx, m.cfg.Scrub, scrubEvery) })
+	}
 	for tries := 0; ; tries++ {
 		if err := m.Refresh(ctx); err != nil && ctx.Err() == nil {
 			zerolog.Ctx(ctx).Debug().Err(err).Msg("no upstream has a usable repository")
@@ -254,6 +257,9 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 	var errs []error
 	for i, u := range m.cfg.Upstreams {
 		err := m.refreshFrom(ctx, i, u)
+		if cache.DiskFull(err) && m.cache.Shrink(ctx, roomForView) { // what is new matters more than what is old
+			err = m.refreshFrom(ctx, i, u)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -281,6 +287,9 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// roomForView is what a full disk gives up of the cache for metadata, in bytes.
+const roomForView = 16 << 20
 
 // refreshFrom verifies what one upstream has, and shows it if it is new.
 func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream) error {
@@ -314,7 +323,12 @@ func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream) er
 	after := m.shown.Load().with(next)
 	err = m.saveView(ctx, after)
 	m.seen.viewKept(err)
-	if err != nil {
+	switch {
+	case cache.DiskFull(err) && !m.cache.Shrink(ctx, roomForView):
+		// There is no room to be made. Clients need it all the same; only a
+		// restart before the next view would show an older one.
+		zerolog.Ctx(ctx).Error().Err(err).Msg("disk is full: the new view is in memory only")
+	case err != nil:
 		return err
 	}
 	m.shown.Store(after)

@@ -307,12 +307,13 @@ func syncDir(root *os.Root, name string) error {
 
 // noSpace makes a full disk or a spent quota an ErrNoSpace.
 func noSpace(err error) error {
-	if isFull(err) && !errors.Is(err, ErrNoSpace) {
+	if DiskFull(err) && !errors.Is(err, ErrNoSpace) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	return err
 }
 
-func isFull(err error) bool {
+// DiskFull reports whether err comes of a full disk or a spent quota.
+func DiskFull(err error) bool {
 	return slices.ContainsFunc(diskFull, func(e error) bool { return errors.Is(err, e) })
 }

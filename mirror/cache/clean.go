@@ -89,7 +89,7 @@ func (c *Cache) markClean() error {
 		return nil
 	}
 	slices.Sort(unsure)
-	err := writeFile(c.root, cleanFile, func(w *bufio.Writer) {
+	err := writeFile(c.root, cleanFile, true, func(w *bufio.Writer) {
 		fmt.Fprintln(w, cleanHead)
 		for _, sum := range unsure {
 			fmt.Fprintln(w, sum)
@@ -102,9 +102,10 @@ func (c *Cache) markClean() error {
 	return syncDir(c.root, "cas")
 }
 
-// writeFile replaces a small file at once: after a crash it is the old or the
-// new one, and never half of one.
-func writeFile(root *os.Root, name string, fill func(w *bufio.Writer)) error {
+// writeFile replaces a small file at once. With sync it is the old or the new
+// one after a power cut too; the caller syncs the directory if it has to be the
+// new one. What fill's writes fail with is told at the end.
+func writeFile(root *os.Root, name string, sync bool, fill func(w *bufio.Writer)) error {
 	tmp := name + ".new"
 	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
@@ -112,8 +113,11 @@ func writeFile(root *os.Root, name string, fill func(w *bufio.Writer)) error {
 	}
 	w := bufio.NewWriter(f)
 	fill(w)
-	err = errors.Join(w.Flush(), f.Sync(), f.Close())
-	if err == nil {
+	err = w.Flush()
+	if sync {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = root.Rename(tmp, name)
 	}
 	if err != nil {

@@ -38,6 +38,7 @@ type part struct {
 	sum     string
 	size    int64
 	have    int64 // bytes of the file
+	synced  int64 // bytes that are on the disk for sure
 	trusted int64 // bytes that were written for sure; what follows may be anything
 	at      time.Time
 }
@@ -93,12 +94,13 @@ func bootID() string {
 	return strings.TrimSpace(string(data))
 }
 
-func (c *Cache) writeProgress(base string, p progress) error {
+// writeProgress may say sync false if nothing is promised that was not before.
+func (c *Cache) writeProgress(base string, p progress, sync bool) error {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	return writeFile(c.root, base+progressSuffix, func(w *bufio.Writer) { w.Write(data) })
+	return writeFile(c.root, base+progressSuffix, sync, func(w *bufio.Writer) { _, _ = w.Write(data) })
 }
 
 func (c *Cache) readProgress(base string, size int64) progress {
@@ -156,7 +158,8 @@ func (c *Cache) findPart(f fs.DirEntry) *part {
 		return nil
 	}
 	p := &part{sum: sum, size: size, have: info.Size(), at: info.ModTime()}
-	p.trusted = c.readProgress(p.base(), size).trust(p.have, c.boot)
+	pr := c.readProgress(p.base(), size)
+	p.synced, p.trusted = min(pr.Synced, p.have), pr.trust(p.have, c.boot)
 	return p
 }
 

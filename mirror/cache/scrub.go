@@ -132,7 +132,7 @@ func (c *Cache) readScrub() scrubState {
 func (c *Cache) writeScrub(ctx context.Context, st scrubState) {
 	data, err := json.Marshal(st)
 	if err == nil {
-		err = writeFile(c.root, scrubFile, func(w *bufio.Writer) { w.Write(data) })
+		err = writeFile(c.root, scrubFile, false, func(w *bufio.Writer) { _, _ = w.Write(data) })
 	}
 	if err != nil {
 		zerolog.Ctx(ctx).Debug().Err(err).Msg("cannot note how far the scrub is")

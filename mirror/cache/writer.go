@@ -70,6 +70,7 @@ type Writer struct {
 	syncing atomic.Bool    // guards lost while it is true
 	lost    error          // of a sync: nobody knows what is on the disk
 	synced  int64          // where the last sync was begun
+	noted   bool           // there is a progress file of this run of the machine
 	when    time.Time      // when the next one is due
 }
 
@@ -159,7 +160,7 @@ func (w *Writer) open() error {
 		return err
 	}
 	f, err := w.c.root.OpenFile(w.base+partSuffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if isFull(err) && w.c.shrink(w.log, makeRoom) {
+	if DiskFull(err) && w.c.shrink(w.log, makeRoom) {
 		f, err = w.c.root.OpenFile(w.base+partSuffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	}
 	if err != nil {
@@ -209,7 +210,7 @@ func (w *Writer) resume(ctx context.Context, p *part) error {
 	if _, err := f.Seek(n, io.SeekStart); err != nil {
 		return err
 	}
-	w.synced = min(p.trusted, n)
+	w.synced = min(p.synced, n)
 	w.c.mu.Lock()
 	w.found = 0
 	w.c.mu.Unlock()
@@ -271,6 +272,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 			return done, noSpace(err)
 		}
 	}
+	w.note()
 	if pos := w.n.Load(); pos-w.synced >= markBytes || !time.Now().Before(w.when) {
 		w.syncSoon(pos)
 	}
@@ -280,7 +282,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 // append writes to the file. If the disk is full, it makes room once.
 func (w *Writer) append(p []byte) (int, error) {
 	n, err := w.f.Write(p)
-	if isFull(err) && w.c.shrink(w.log, min(w.obj.Size-w.n.Load(), makeRoom)) {
+	if DiskFull(err) && w.c.shrink(w.log, min(w.obj.Size-w.n.Load(), makeRoom)) {
 		var more int
 		more, err = w.f.Write(p[n:])
 		n += more
@@ -349,6 +351,23 @@ func clone(h hash.Hash) hash.Hash {
 	return c
 }
 
+// note says once that the file is of this run of the machine, so that nothing is
+// lost if only the process is killed. With Blocks the bytes speak for
+// themselves, and what is little is fetched again soon.
+func (w *Writer) note() {
+	if w.noted || w.obj.Blocks != nil || w.n.Load() <= lastPart {
+		return
+	}
+	w.noted = true
+	w.tell(w.c.writeProgress(w.base, progress{w.synced, w.c.boot}, false))
+}
+
+func (w *Writer) tell(err error) {
+	if err != nil {
+		w.log.Debug().Err(err).Msg("no progress written: less can be gone on with")
+	}
+}
+
 // syncSoon has what there is synced in the background, and progress written
 // then. Only whole blocks count: others may be dropped and written again.
 func (w *Writer) syncSoon(pos int64) {
@@ -372,9 +391,7 @@ func (w *Writer) sync(pos int64) {
 		w.lost = fmt.Errorf("sync %s: %w", w.base, noSpace(err))
 	}
 	if w.lost == nil {
-		if err := w.c.writeProgress(w.base, progress{pos, w.c.boot}); err != nil {
-			w.log.Debug().Err(err).Msg("no progress written: less can be taken up after a power cut")
-		}
+		w.tell(w.c.writeProgress(w.base, progress{pos, w.c.boot}, true))
 	}
 }
 
@@ -386,7 +403,7 @@ func (w *Writer) Reset() error {
 	defer w.naming.Unlock()
 	w.f.Close()
 	w.clear()
-	w.lost, w.synced, w.when = nil, 0, time.Now().Add(firstMark)
+	w.lost, w.synced, w.noted, w.when = nil, 0, false, time.Now().Add(firstMark)
 	if err := w.open(); err != nil {
 		return fmt.Errorf("begin object %s again: %w", w.obj.SHA256, noSpace(err))
 	}
@@ -461,7 +478,7 @@ func (w *Writer) Suspend() {
 		return
 	}
 	w.f.Close()
-	w.release(&part{sum: w.obj.SHA256, size: w.obj.Size, have: n, trusted: n})
+	w.release(&part{sum: w.obj.SHA256, size: w.obj.Size, have: n, synced: n, trusted: n})
 }
 
 // Abort ends the writing, removes what was written and gives the space back.

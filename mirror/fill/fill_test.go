@@ -334,3 +334,37 @@ func TestWrongBlockLists(t *testing.T) {
 		t.Errorf("block list of a wrong length: %v", err)
 	}
 }
+
+// lineCounter is a line of which only the bytes are counted.
+type lineCounter struct{ n atomic.Int64 }
+
+func (l *lineCounter) WaitN(ctx context.Context, n int) error {
+	if n > 256<<10 {
+		return fmt.Errorf("%d bytes at once", n)
+	}
+	l.n.Add(int64(n))
+	return ctx.Err()
+}
+
+// TestLine: what comes over the line is counted, but for the last read of an
+// object, after which nothing has to wait. What comes from a sibling is not.
+func TestLine(t *testing.T) {
+	up, sibling, line := &fake{name: "up"}, &fake{name: "http://b"}, &lineCounter{}
+	f := newFiller(t, Config{Sources: []Source{up}, Siblings: []Source{sibling}, Self: "http://a", Line: line})
+	var want int64
+	for i := range 20 {
+		obj := up.add(fmt.Sprint("object ", i), 300_000)
+		sibling.add(obj.Name, 300_000)
+		if data, err := read(t, f, obj); err != nil || int64(len(data)) != obj.Length {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		if f.owner(key{obj.SHA256, obj.Length}) == nil {
+			want += obj.Length
+		}
+		f.mu.Unlock()
+	}
+	if got := line.n.Load(); got > want || got < want-20*lineSize || want == 0 || up.opens.Load() == 0 || sibling.opens.Load() == 0 {
+		t.Errorf("%d bytes over the line, want about %d; %d transfers from upstream, %d from the sibling", got, want, up.opens.Load(), sibling.opens.Load())
+	}
+}

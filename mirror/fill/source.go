@@ -69,8 +69,8 @@ func (f *Filler) Answered(i int) {
 }
 
 // order returns the sources to ask for an object: the sibling that it belongs
-// to, then the upstreams as configured. Those that failed lately come last, and
-// those that rest not at all.
+// to, then the upstreams as configured. Upstreams that failed come last until
+// they are known to answer again, and those that rest not at all.
 func (f *Filler) order(fl *fill) []*source {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -79,7 +79,7 @@ func (f *Filler) order(fl *fill) []*source {
 	add := func(s *source) {
 		switch {
 		case now.Before(f.bans[ban{s, fl.key}]) || !s.rested(now):
-		case !s.failedAt.IsZero():
+		case s.failures > 0 && !s.sibling: // a sibling is asked first or not at all
 			failed = append(failed, s)
 		default:
 			good = append(good, s)
