@@ -215,7 +215,7 @@ func (l *live) listen(ctx context.Context, o *serveOptions, m *mirror.Mirror) (s
 func (l *live) public(ctx context.Context, o *serveOptions, m *mirror.Mirror, inner net.Listener, h http.Handler) *server {
 	guarded := l.gate.Listener(ctx, inner)
 	if o.cert == "" {
-		return newServer(ctx, o, m, m.Listener(guarded), h, nil)
+		return newServer(ctx, o, m, m.Listener(guarded, o.idle), h, nil)
 	}
 	return newServer(ctx, o, m, guarded, h, &tls.Config{
 		MinVersion:         tls.VersionTLS12,
