@@ -256,9 +256,9 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 	defer m.polling.Unlock()
 	var errs []error
 	for i, u := range m.cfg.Upstreams {
-		err := m.refreshFrom(ctx, i, u)
-		if cache.DiskFull(err) && m.cache.Shrink(ctx, roomForView) { // what is new matters more than what is old
-			err = m.refreshFrom(ctx, i, u)
+		err := m.refreshFrom(ctx, i, u, false)
+		for n := 1; cache.DiskFull(err) && n <= maxMadeRoom; n++ { // what is new matters more than what is old
+			err = m.refreshFrom(ctx, i, u, !m.cache.Shrink(ctx, 1))
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -288,11 +288,13 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// roomForView is what a full disk gives up of the cache for metadata, in bytes.
-const roomForView = 16 << 20
+// maxMadeRoom is how many objects one look at an upstream may push off a full
+// disk to make room for metadata.
+const maxMadeRoom = 64
 
-// refreshFrom verifies what one upstream has, and shows it if it is new.
-func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream) error {
+// refreshFrom verifies what one upstream has, and shows it if it is new; unsaved
+// also if there is no room for it on the disk.
+func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream, unsaved bool) error {
 	m.fetcher.u = u
 	if err := m.client.Refresh(ctx); err != nil {
 		return err
@@ -324,9 +326,9 @@ func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream) er
 	err = m.saveView(ctx, after)
 	m.seen.viewKept(err)
 	switch {
-	case cache.DiskFull(err) && !m.cache.Shrink(ctx, roomForView):
-		// There is no room to be made. Clients need it all the same; only a
-		// restart before the next view would show an older one.
+	case unsaved && cache.DiskFull(err):
+		// Clients need it all the same; only a restart before the next view would
+		// show an older one.
 		zerolog.Ctx(ctx).Error().Err(err).Msg("disk is full: the new view is in memory only")
 	case err != nil:
 		return err
