@@ -328,6 +328,11 @@ func (e exposition) cache(s *Status) {
 	e.gauge("cache_pinned_bytes", "Bytes of objects in the cache that are never evicted.", float64(c.Pinned))
 	e.gauge("cache_parts", "Unfinished objects that wait for their fill to go on.", float64(c.Parts))
 	e.gauge("cache_part_bytes", "Bytes of unfinished objects that wait for their fill to go on.", float64(c.PartBytes))
+	e.gauge("cache_unsure_objects", "Objects that nobody has hashed since an unclean stop.", float64(c.Unsure))
+	if c.Free >= 0 {
+		e.gauge("disk_free_bytes", "Free bytes of the file system of the cache.", float64(c.Free))
+	}
+	e.gauge("disk_min_free_bytes", "Bytes of that file system that are to stay free.", float64(c.MinFree))
 	e.counter("cache_scrubbed_bytes_total", "Bytes of objects that were read again to find damage.", c.Scrubbed)
 	e.counter("cache_damaged_total", "Objects that were found damaged, and thrown away.", c.Damaged)
 }
@@ -357,8 +362,8 @@ func (e exposition) fills(s *Status, c *counters) {
 		e.counter("refused_connections_total", "Connections refused since there were too many, of all or of their client.", a.Refused)
 		e.counter("access_log_dropped_lines_total", "Lines that the access log could not take in time.", a.Dropped)
 	}
-	if s.Line != nil {
-		e.gauge("line_limit_bytes_per_second", "Limit of what upstreams may send now; 0: none.", float64(s.Line.Limit))
+	if s.Line != nil && (s.Line.Limit > 0 || s.Line.Paused) {
+		e.gauge("line_limit_bytes_per_second", "Limit of what upstreams may send now, if there is one; 0: paused.", float64(s.Line.Limit))
 	}
 }
 

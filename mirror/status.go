@@ -257,6 +257,12 @@ func (m *Mirror) addTroubles(s *Status) {
 	if view.err != nil {
 		s.warn("the view cannot be kept on the disk since %s, a restart would serve an older one: %s", stamp(view.since), short(view.err.Error()))
 	}
+	if c := s.Cache; c.Free >= 0 && c.Free < c.MinFree {
+		s.warn("the disk has %d bytes free, and %d are to stay free: objects make room, and new ones are refused", c.Free, c.MinFree)
+	}
+	if n := s.Cache.Unsure; n > 0 {
+		s.warn("the last run did not end cleanly: %d objects are hashed again before their next use", n)
+	}
 	if n := s.Cache.Damaged; n > 0 {
 		s.warn("%d damaged objects were found in the cache since the start, and thrown away: look at the disk", n)
 	}

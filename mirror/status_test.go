@@ -406,6 +406,36 @@ func TestNoSpaceIsSaid(t *testing.T) {
 	}
 }
 
+// TestUncleanStopIsSaid: until all that it left has been hashed again.
+func TestUncleanStopIsSaid(t *testing.T) {
+	s := newSite(t)
+	s.want(patchA, bytesA)
+	until(t, "the object in the cache", func() bool { return s.m.Status().Cache.Objects == 1 })
+	s.stop()
+	for _, f := range s.files("cas") {
+		if filepath.Dir(filepath.Dir(f)) != filepath.FromSlash("cas/sha256") { // what says that all was well
+			must(t, os.Remove(filepath.Join(s.cfg.Dir, f)))
+		}
+	}
+	s.start()
+	must(t, s.m.Refresh(t.Context()))
+	if _, st := s.readyz(); !st.Ready || !contains(st.Warnings, "did not end cleanly: 1 object") {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	s.want(patchA, bytesA)
+	if _, st := s.readyz(); len(st.Warnings) > 0 {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+}
+
+// TestFullDiskIsSaid: also while nobody asks for anything.
+func TestFullDiskIsSaid(t *testing.T) {
+	s := newSite(t, func(s *site) { s.cfg.MinFree = 1 << 60 })
+	if _, st := s.readyz(); !st.Ready || !contains(st.Warnings, "the disk has ") {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+}
+
 // TestViewNotKept: a view that cannot be written to the disk is a warning, until
 // one can.
 func TestViewNotKept(t *testing.T) {

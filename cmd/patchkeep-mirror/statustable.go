@@ -144,6 +144,9 @@ func (p *statusPage) summary() {
 	if c.Parts > 0 {
 		text += fmt.Sprintf("; %s in %d unfinished", cli.Bytes(c.PartBytes), c.Parts)
 	}
+	if c.Free > 0 {
+		text += fmt.Sprintf("; %s of the disk free", cli.Bytes(c.Free))
+	}
 	p.row("Cache", "%s", text)
 	s := st.Served
 	p.row("Served", "%s sent, %s received, %s saved; %d hits, %d joined a fill, %d began one",

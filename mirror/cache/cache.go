@@ -109,6 +109,9 @@ type Stats struct {
 	PartBytes int64 `json:"part_bytes"`
 	Scrubbed  int64 `json:"scrubbed_bytes"` // since the start
 	Damaged   int64 `json:"damaged"`        // objects found damaged since the start
+	Unsure    int   `json:"unsure"`         // objects that nobody has hashed since an unclean stop
+	Free      int64 `json:"free_bytes"`     // of the file system; -1: not known
+	MinFree   int64 `json:"min_free_bytes"` // that stay free
 }
 
 // Open opens the cache, reads the names and sizes of what is there, and removes
@@ -267,11 +270,20 @@ func (c *Cache) Has(sum string, size int64) bool {
 
 // Stats returns the numbers of now.
 func (c *Cache) Stats() Stats {
+	free, err := c.cfg.Free()
+	if err != nil {
+		free = -1
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := Stats{
 		Objects: len(c.entries), Bytes: c.used, Reserved: c.pending, Max: c.cfg.MaxBytes, Evicted: c.evicted,
-		Parts: len(c.parts), PartBytes: c.partBytes, Scrubbed: c.scrubbed, Damaged: c.damaged,
+		Parts: len(c.parts), PartBytes: c.partBytes, Scrubbed: c.scrubbed, Damaged: c.damaged, Free: free, MinFree: c.cfg.MinFree,
+	}
+	for _, e := range c.entries {
+		if e.unsure {
+			st.Unsure++
+		}
 	}
 	for sum := range c.pinned {
 		if e := c.entries[sum]; e != nil {
