@@ -148,11 +148,13 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	switch r := lr.R.(type) {
 	case *os.File:
 		file = r
-	case growing:
-		file = r.File()
-		next = func(want int64) (int64, error) { return w.await(r, want) }
-	}
-	if file == nil {
+	case growing: // it has no file before there is a byte
+		next = func(want int64) (int64, error) {
+			n, err := w.await(r, want)
+			file = r.File()
+			return n, err
+		}
+	default:
 		return io.Copy(writerOnly{w}, src)
 	}
 	var total int64
