@@ -72,7 +72,8 @@ type Cache struct {
 
 	mu        sync.Mutex // guards all below
 	entries   map[string]*entry
-	lru       *list.List // of *entry; front: most recently used
+	lru       *list.List      // of *entry; front: most recently used
+	fans      map[string]bool // directories of objects that are there, durably
 	pinned    map[string]bool
 	parts     []*part            // suspended, oldest first
 	writers   map[string]*Writer // by file name
@@ -129,7 +130,7 @@ func Open(ctx context.Context, cfg Config) (*Cache, error) {
 	}
 	c := &Cache{
 		cfg: cfg, root: root, boot: bootID(), hashing: make(chan struct{}, maxHashing),
-		entries: map[string]*entry{}, lru: list.New(), writers: map[string]*Writer{},
+		entries: map[string]*entry{}, lru: list.New(), fans: map[string]bool{}, writers: map[string]*Writer{},
 	}
 	if err := c.load(ctx); err != nil {
 		root.Close()
@@ -176,12 +177,6 @@ func prepare(dir string) (*os.Root, error) {
 		if err := root.MkdirAll(casDir, 0o755); err != nil {
 			return err
 		}
-		for i := range 256 {
-			err := root.Mkdir(fmt.Sprintf("%s/%02x", casDir, i), 0o755)
-			if err != nil && !errors.Is(err, fs.ErrExist) {
-				return err
-			}
-		}
 		for _, d := range []string{casDir, "cas", "."} {
 			if err := syncDir(root, d); err != nil {
 				return err
@@ -200,15 +195,24 @@ func prepare(dir string) (*os.Root, error) {
 // caller holds mu.
 func (c *Cache) scan(ctx context.Context) error {
 	var found []*entry
-	for i := range 256 {
+	fans, err := fs.ReadDir(c.root.FS(), casDir)
+	if err != nil {
+		return err
+	}
+	for _, fan := range fans {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := fmt.Sprintf("%s/%02x", casDir, i)
+		dir := casDir + "/" + fan.Name()
+		if !fan.IsDir() {
+			zerolog.Ctx(ctx).Warn().Str("file", dir).Msg("not an object, left alone in the cache's directory")
+			continue
+		}
 		files, err := fs.ReadDir(c.root.FS(), dir)
 		if err != nil {
 			return err
 		}
+		c.fans[fan.Name()] = true
 		for _, f := range files {
 			info, err := f.Info()
 			if err != nil || !info.Mode().IsRegular() || !isObject(dir, f.Name()) {
@@ -226,6 +230,26 @@ func (c *Cache) scan(ctx context.Context) error {
 }
 
 func objectFile(sum string) string { return casDir + "/" + sum[:2] + "/" + sum }
+
+// makeFan makes the directory for objects of that hash, durably.
+func (c *Cache) makeFan(sum string) error {
+	c.mu.Lock()
+	there := c.fans[sum[:2]]
+	c.mu.Unlock()
+	if there {
+		return nil
+	}
+	if err := c.root.Mkdir(casDir+"/"+sum[:2], 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := syncDir(c.root, casDir); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fans[sum[:2]] = true
+	return nil
+}
 
 // isObject reports whether a file of that name in that directory is an object.
 func isObject(dir, name string) bool {

@@ -377,7 +377,7 @@ func (w *Writer) syncSoon(pos int64) {
 	if pos <= w.synced || !w.syncing.CompareAndSwap(false, true) {
 		return
 	}
-	w.synced, w.when = pos, time.Now().Add(markEvery)
+	w.synced, w.noted, w.when = pos, true, time.Now().Add(markEvery)
 	w.syncs.Go(func() {
 		defer w.syncing.Store(false)
 		w.sync(pos)
@@ -435,6 +435,9 @@ func (w *Writer) Commit(context.Context) (*Handle, error) {
 	}
 	if err == nil {
 		_, err = w.f.Seek(0, io.SeekStart)
+	}
+	if err == nil {
+		err = w.c.makeFan(w.obj.SHA256)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("commit object %s: %w", w.obj.SHA256, noSpace(err))
