@@ -26,7 +26,8 @@ func exposed(t *testing.T, rules access.Rules, change ...func(*site)) (s *site, 
 	must(t, err)
 	srv := &http.Server{Handler: s.m, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, ConnState: s.m.ConnState}
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(s.m.Listener(gate.Listener(t.Context(), l), 0)) }()
+	lane := s.m.Listener(gate.Listener(t.Context(), l), 0)
+	go func() { done <- srv.Serve(lane) }()
 	t.Cleanup(func() {
 		srv.Close()
 		<-done
