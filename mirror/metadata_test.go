@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +139,33 @@ func TestCodings(t *testing.T) {
 	if rec := record(s.m, "GET", large, "Accept-Encoding", "gzip", "Range", "bytes=0-9"); rec.Code != 200 || rec.Header().Get("Accept-Ranges") != "" {
 		t.Errorf("a range of metadata: status %d", rec.Code)
 	}
+}
+
+// FuzzAcceptEncoding: whatever a client says, it gets the right bytes in a coding
+// that it named, or a 406.
+func FuzzAcceptEncoding(f *testing.F) {
+	s := newSite(f)
+	for _, accept := range []string{"", "gzip", "zstd;q=0.5, *;q=0", "identity;q=0", "gzip;q=1.000,,;", "\x00", "*;q=0.0000", "GZIP ;Q=0.1"} {
+		f.Add(accept)
+	}
+	f.Fuzz(func(t *testing.T, accept string) {
+		req := httptest.NewRequest("GET", "/metadata/1.product-app.json", nil)
+		req.Header["Accept-Encoding"] = []string{accept}
+		rec := httptest.NewRecorder()
+		s.m.ServeHTTP(rec, req)
+		resp := rec.Result()
+		enc := resp.Header.Get("Content-Encoding")
+		switch said := strings.ToLower(accept); {
+		case rec.Code == 406:
+			if !strings.Contains(said, "q=0") {
+				t.Errorf("%q: refused", accept)
+			}
+		case rec.Code != 200 || !bytes.Equal(plainOf(t, resp, rec.Body.Bytes()), s.repo.Latest("product-app")):
+			t.Errorf("%q: status %d, %d bytes", accept, rec.Code, rec.Body.Len())
+		case enc != "" && !strings.Contains(said, enc) && !strings.Contains(said, "*"):
+			t.Errorf("%q: %s", accept, enc)
+		}
+	})
 }
 
 // TestTags: each coding has its own strong ETag, and who has the content in any
