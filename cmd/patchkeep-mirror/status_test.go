@@ -49,7 +49,7 @@ func busy() *mirror.Status {
 		Clients: mirror.ClientStatus{Connections: 243},
 		Line:    &mirror.LineStatus{Limit: 5 << 20},
 		Progress: []fill.Progress{
-			{Object: "targets/queued.msi", Length: 1 << 20},
+			{Object: "targets/app/" + strings.Repeat("ab", 32) + ".queued.msi", Length: 1 << 20},
 			{Object: "targets/office.msi", Bytes: 299 << 20, Length: 300 << 20, Waiting: 239, Begun: noon.Add(-time.Minute), Rate: 5 << 20, ETA: noon.Add(61 * time.Second), From: "https://b"},
 		},
 		Upstreams: []mirror.UpstreamStatus{
@@ -81,8 +81,8 @@ func TestStatusPage(t *testing.T) {
 		"Line:     5.0 MiB/s now\n",
 		"Clients:  243 connections\n",
 		"Started:  3d 4h ago\n",
-		"FILLING ", "targets/office.msi  99 %  300 MiB  5.0 MiB/s  1m 1s  239      https://b\n",
-		"targets/queued.msi  0 %   1.0 MiB  -          -      0        queued\n",
+		"FILLING ", "office.msi      99 %  300 MiB  5.0 MiB/s  1m 1s  239      https://b\n",
+		"app/queued.msi  0 %   1.0 MiB  -          -      0        queued\n",
 		"ROLE       VERSION  EXPIRES   AT\n",
 		"timestamp  120      3h ago    2026-11-24 09:00 UTC\n",
 		"snapshot   34       in 1d 4h  2026-11-25 16:00 UTC\n",

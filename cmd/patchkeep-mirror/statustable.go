@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
 	"github.com/patchkeep/patchkeep/mirror"
 	"github.com/patchkeep/patchkeep/mirror/fill"
+	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
 const (
@@ -119,7 +121,8 @@ func first(i int, name string) string {
 func (p *statusPage) summary() {
 	st := p.st
 	if v := st.View; v != nil {
-		p.row("View", "timestamp %d, snapshot %d, root %d; %d roles, %d objects", v.Timestamp, v.Snapshot, v.Root, v.Roles, v.Objects)
+		p.row("View", "timestamp %d, snapshot %d, root %d; %s, %s",
+			v.Timestamp, v.Snapshot, v.Root, count(int64(v.Roles), "role"), count(int64(v.Objects), "object"))
 		confirmed := "not confirmed by an upstream since the start"
 		if !v.Confirmed.IsZero() {
 			confirmed = "confirmed " + p.ago(v.Confirmed)
@@ -137,7 +140,7 @@ func (p *statusPage) summary() {
 	if c.Max > 0 {
 		size = fmt.Sprintf("%s %s of %s", bar(c.Bytes, c.Max), percent(c.Bytes, c.Max), cli.Bytes(c.Max))
 	}
-	text := fmt.Sprintf("%s; %d objects, %d evicted", size, c.Objects, c.Evicted)
+	text := fmt.Sprintf("%s; %s, %d evicted", size, count(int64(c.Objects), "object"), c.Evicted)
 	if c.Pinned > 0 {
 		text += fmt.Sprintf(", %s pinned", cli.Bytes(c.Pinned))
 	}
@@ -152,7 +155,7 @@ func (p *statusPage) summary() {
 	p.row("Served", "%s sent, %s received, %s saved; %d hits, %d joined a fill, %d began one",
 		cli.Bytes(s.Sent), cli.Bytes(s.Received), percent(s.Saved, s.Sent), s.Hits, s.Joins, s.Misses)
 	f := st.Fills
-	p.row("Fills", "%d under way, %d queued, %d requests waiting; %d done, %d failed", f.Transfer, f.Queued, f.Waiting, f.Done, f.Failed)
+	p.row("Fills", "%d under way, %d queued, %s waiting; %d done, %d failed", f.Transfer, f.Queued, count(int64(f.Waiting), "request"), f.Done, f.Failed)
 	if l := st.Line; l != nil {
 		limit := "no limit now"
 		switch {
@@ -163,8 +166,8 @@ func (p *statusPage) summary() {
 		}
 		p.row("Line", "%s", limit)
 	}
-	clients := fmt.Sprintf("%d connections", st.Clients.Connections)
-	if a := st.Clients.Access; a != nil {
+	clients := count(st.Clients.Connections, "connection")
+	if a := st.Clients.Access; a != nil && a.Limited+a.Denied+a.Refused > 0 {
 		clients += fmt.Sprintf("; since the start %d requests too many, %d not let in, %d connections refused", a.Limited, a.Denied, a.Refused)
 	}
 	p.row("Clients", "%s", clients)
@@ -202,7 +205,7 @@ func (p *statusPage) fills() {
 		if f.Prefill {
 			readers = "prefill"
 		}
-		p.cells(f.Object, percent(f.Bytes, f.Length), cli.Bytes(f.Length), speed, eta, readers, from)
+		p.cells(fileOf(f.Object), percent(f.Bytes, f.Length), cli.Bytes(f.Length), speed, eta, readers, from)
 	}
 	p.more(len(list) - maxRows)
 }
@@ -301,6 +304,23 @@ func span(d time.Duration) string {
 		}
 	}
 	return fmt.Sprintf("%ds", s)
+}
+
+func count(n int64, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// fileOf is the target path of an object, whose name in the store has the hash
+// in it.
+func fileOf(object string) string {
+	dir, file := path.Split(object)
+	if sum, name, ok := strings.Cut(file, "."); ok && layout.IsSHA256(sum) {
+		file = name
+	}
+	return strings.TrimPrefix(dir+file, layout.TargetsDir+"/")
 }
 
 func share(n, of int64) float64 {
