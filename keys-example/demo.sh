@@ -40,11 +40,11 @@ refused() {
 	fi
 	printf '   %s→ refused, exit code %d%s\n' "$green" "$code" "$plain"
 }
-# serve NAME UPSTREAM: starts a mirror on a free port, and sets url.
+# serve NAME UPSTREAM [FLAG…]: starts a mirror on a free port, and sets url.
 serve() {
 	local log="$scratch/$1.log"
 	patchkeep-mirror serve --upstream "$2" --root "$scratch/root.json" --cache "$scratch/$1" \
-		--listen 127.0.0.1:0 --poll 300ms --log-format json >"$log" 2>&1 &
+		--listen 127.0.0.1:0 --poll 300ms --log-format json "${@:3}" >"$log" 2>&1 &
 	pids+=($!)
 	for _ in $(seq 100); do
 		url=$(grep -o -m 1 'http://127\.0\.0\.1:[0-9]*' "$log" || true)
@@ -74,11 +74,13 @@ say "A release engineer makes a repository" \
 run patchkeep init --product hello
 patchkeep root export --output "$scratch/root.json"
 
+limit=()
+[ -n "${PATCH:-}" ] || limit=(--limit '*=10MB/s')
 say "The origin serves it to the internet, and a branch's mirror stands close to its PCs" \
 	"Both are the same program; each verifies everything against the pinned root before it serves it."
 serve origin "$PATCHKEEP_REPO"
 origin=$url
-serve mirror "$origin"
+serve mirror "$origin" "${limit[@]}"
 mirror=$url
 echo "   origin $origin   mirror $mirror"
 
@@ -131,6 +133,28 @@ run patchkeep rollout start hello@1.1 --ring users
 current
 run agent apply
 hello
+
+say "Nine o'clock: twenty PCs ask the branch's mirror for the same 30 MB, which it does not have yet" \
+	"Its line carries 10 MB/s. The patch crosses it once, and everybody reads along while it comes."
+head -c 30000000 /dev/urandom >"$scratch/large.bin"
+run patchkeep patch add "$scratch/large.bin" --product hello --version 2.0
+path=$(patchkeep patch show hello@2.0 --json | sed -n 's/.*"path": "\(.*\)",$/\1/p' | head -n 1)
+object=$(cd "$PATCHKEEP_REPO" && find targets -path "*${path%/*}/*.large.bin")
+current
+received() { curl -sf "$mirror/metrics" | awk '$1 == "patchkeep_mirror_received_bytes_total" { printf "%d", $2 }'; }
+before=$(received)
+want=$(sha256sum <"$scratch/large.bin")
+for pc in $(seq 20); do
+	curl -sf -w '%{stderr}%{time_starttransfer} %{time_total}\n' "$mirror/$object" 2>"$scratch/time.$pc" | sha256sum >"$scratch/sum.$pc" &
+	curls+=($!)
+done
+wait "${curls[@]}"
+printf '   first byte after %s s at the latest, all of them done after %s s; over the line: %.1f MB, for %d MB handed out\n' \
+	"$(cut -d' ' -f1 "$scratch"/time.* | sort -n | tail -n 1)" "$(cut -d' ' -f2 "$scratch"/time.* | sort -n | tail -n 1)" \
+	"$(echo "$before $(received)" | awk '{ print ($2 - $1) / 1e6 }')" 600
+for pc in $(seq 20); do
+	[ "$(cat "$scratch/sum.$pc")" = "$want" ] || { echo "PC $pc has something else" >&2; exit 1; }
+done
 
 say "Someone changes a patch on the server" "One byte of version 1.2, after it was signed. The origin notices, and so would the PC, which tries a few times."
 publish 1.2 low >/dev/null
