@@ -68,6 +68,10 @@ type Config struct {
 	Siblings []upstream.Upstream
 	Self     string
 
+	// PrefillRings are the rings whose patches are fetched before any machine
+	// may ask for them, and pinned.
+	PrefillRings []string
+
 	Line       fill.Limiter // for objects from Upstreams; nil: no limit
 	MaxFills   int          // see fill.Config
 	MaxWaiters int
@@ -94,6 +98,8 @@ type Mirror struct {
 	public http.Handler
 	seen   *counters
 	shown  atomic.Pointer[shown] // what is served; nil before the first view
+
+	prefill prefiller
 
 	polling sync.Mutex // held by Refresh; guards what follows
 	client  *tuf.Client
@@ -228,6 +234,7 @@ const scrubEvery = 7 * 24 * time.Hour
 func (m *Mirror) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() { m.runPrefill(ctx) })
 	if m.cfg.Scrub > 0 {
 		wg.Go(func() { m.cache.Scrub(ctx, m.cfg.Scrub, scrubEvery) })
 	}
@@ -280,6 +287,7 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 		m.filler.Answered(i)
 		if was != nil {
 			zerolog.Ctx(ctx).Info().Stringer("upstream", u).Msg("upstream is back")
+			m.prefill.wake()
 		}
 	}
 	if len(errs) < len(m.cfg.Upstreams) {
@@ -334,6 +342,7 @@ func (m *Mirror) refreshFrom(ctx context.Context, i int, u upstream.Upstream, un
 		return err
 	}
 	m.shown.Store(after)
+	m.prefill.wake()
 	zerolog.Ctx(ctx).Info().Int64("timestamp", next.timestamp).Int64("snapshot", next.snapshot).Int64("root", next.root).
 		Int("roles", len(next.roles)).Int("objects", len(next.objects)).Stringer("from", u).Msg("new view")
 	return nil

@@ -44,7 +44,8 @@ type Status struct {
 	Fills     fill.Stats       `json:"fills"`
 	Served    Served           `json:"served"`
 	Clients   ClientStatus     `json:"clients"`
-	Line      *LineStatus      `json:"line,omitempty"` // absent without a calendar
+	Line      *LineStatus      `json:"line,omitempty"`    // absent without a calendar
+	Prefill   []PrefillStatus  `json:"prefill,omitempty"` // of the rings that are prefilled, by name
 	Progress  []fill.Progress  `json:"progress,omitempty"`
 	Upstreams []UpstreamStatus `json:"upstreams"`
 	Siblings  []SiblingStatus  `json:"siblings,omitempty"`
@@ -118,6 +119,7 @@ func (m *Mirror) Status() Status {
 	s := Status{
 		Now: m.cfg.Now(), Started: m.seen.started,
 		Cache: m.cache.Stats(), Fills: m.filler.Stats(), Progress: m.filler.InProgress(),
+		Prefill: m.prefillStatus(),
 	}
 	s.Clients.Accepted = m.seen.accepted.Load()
 	s.Clients.Connections = s.Clients.Accepted - m.seen.closed.Load()
