@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log"
 	"math/big"
@@ -243,6 +244,28 @@ func TestStatusWhoAsks(t *testing.T) {
 	}
 	if len(stolen) > 0 {
 		t.Errorf("the token went on to %q", stolen)
+	}
+}
+
+// TestStatusOfAClosedMirror: a real one that lets in who has a token only.
+func TestStatusOfAClosedMirror(t *testing.T) {
+	dir, root := repository(t)
+	server, client := filepath.Join(t.TempDir(), "tokens"), filepath.Join(t.TempDir(), "token")
+	const token = "correct-horse-battery-staple"
+	if err := errors.Join(os.WriteFile(server, []byte("anna "+token+"\n"), 0o600), os.WriteFile(client, []byte(token+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	base, stop, wait := start(t, "--upstream", dir, "--root", root, "--token-file", server)
+	var out bytes.Buffer
+	if code, stderr := execute(t.Context(), &out, "status", base, "--token-file", client); code != cli.OK || !strings.Contains(out.String(), "State:    ready") {
+		t.Errorf("with the token: exit code %d: %s%s", code, out.String(), stderr)
+	}
+	if code, stderr := execute(t.Context(), io.Discard, "status", base); code != cli.Failure || !strings.Contains(stderr, "--token-file") {
+		t.Errorf("without it: exit code %d: %s", code, stderr)
+	}
+	stop()
+	if code := wait(); code != cli.OK {
+		t.Errorf("serve ended with %d", code)
 	}
 }
 
