@@ -80,6 +80,7 @@ type Cache struct {
 	used      int64              // bytes of entries
 	partBytes int64              // bytes of parts
 	pending   int64              // bytes reserved by writers
+	unsure    int                // entries
 	evicted   int64              // objects, since Open
 	scrubbed  int64              // bytes, since Open
 	damaged   int64              // objects, since Open
@@ -266,9 +267,18 @@ func (c *Cache) insert(e *entry) {
 // forget is the inverse of insert; the file stays. The caller holds mu.
 func (c *Cache) forget(e *entry) {
 	e.gone = true
+	c.sure(e)
 	delete(c.entries, e.sum)
 	c.lru.Remove(e.elem)
 	c.used -= e.size
+}
+
+// sure takes note that nothing is wrong with e. The caller holds mu.
+func (c *Cache) sure(e *entry) {
+	if e.unsure {
+		e.unsure = false
+		c.unsure--
+	}
 }
 
 // discard forgets a damaged object and removes its file. The caller holds mu.
@@ -302,12 +312,7 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	st := Stats{
 		Objects: len(c.entries), Bytes: c.used, Reserved: c.pending, Max: c.cfg.MaxBytes, Evicted: c.evicted,
-		Parts: len(c.parts), PartBytes: c.partBytes, Scrubbed: c.scrubbed, Damaged: c.damaged, Free: free, MinFree: c.cfg.MinFree,
-	}
-	for _, e := range c.entries {
-		if e.unsure {
-			st.Unsure++
-		}
+		Parts: len(c.parts), PartBytes: c.partBytes, Scrubbed: c.scrubbed, Damaged: c.damaged, Unsure: c.unsure, Free: free, MinFree: c.cfg.MinFree,
 	}
 	for sum := range c.pinned {
 		if e := c.entries[sum]; e != nil {

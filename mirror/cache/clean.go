@@ -30,16 +30,17 @@ func (c *Cache) doubt(ctx context.Context) error {
 	unsure, clean := c.readClean()
 	if clean {
 		for _, sum := range unsure {
-			if e := c.entries[sum]; e != nil {
+			if e := c.entries[sum]; e != nil && !e.unsure {
 				e.unsure = true
+				c.unsure++
 			}
 		}
 	} else {
 		for _, e := range c.entries {
 			e.unsure = true
 		}
-		if len(c.entries) > 0 {
-			zerolog.Ctx(ctx).Warn().Int("objects", len(c.entries)).Msg("the last run did not end cleanly: objects are hashed again before their first use")
+		if c.unsure = len(c.entries); c.unsure > 0 {
+			zerolog.Ctx(ctx).Warn().Int("objects", c.unsure).Msg("the last run did not end cleanly: objects are hashed again before their first use")
 		}
 	}
 	if err := c.root.Remove(cleanFile); err != nil && !errors.Is(err, fs.ErrNotExist) {

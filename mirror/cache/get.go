@@ -123,7 +123,7 @@ func (c *Cache) settle(ctx context.Context, e *entry) error {
 	close(done)
 	switch {
 	case err == nil:
-		e.unsure = false
+		c.sure(e)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:

@@ -96,7 +96,10 @@ func (c *Cache) scrubOne(ctx context.Context, limit *rate.Limiter, sum string) {
 		c.mu.Lock()
 		c.scrubbed += int64(n)
 		c.mu.Unlock()
-		return limit.WaitN(ctx, n)
+		if limit.WaitN(ctx, n) != nil { // ctx is done, or will be before that
+			<-ctx.Done()
+		}
+		return ctx.Err()
 	})
 	if ctx.Err() != nil {
 		return
@@ -106,7 +109,7 @@ func (c *Cache) scrubOne(ctx context.Context, limit *rate.Limiter, sum string) {
 	switch {
 	case e.gone:
 	case err == nil:
-		e.unsure = false
+		c.sure(e)
 	default:
 		_ = c.suspect(zerolog.Ctx(ctx), e, err) // which has said it all
 	}

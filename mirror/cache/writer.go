@@ -352,10 +352,9 @@ func clone(h hash.Hash) hash.Hash {
 }
 
 // note says once that the file is of this run of the machine, so that nothing is
-// lost if only the process is killed. With Blocks the bytes speak for
-// themselves, and what is little is fetched again soon.
+// lost if only the process is killed. What is little is fetched again soon.
 func (w *Writer) note() {
-	if w.noted || w.obj.Blocks != nil || w.n.Load() <= lastPart {
+	if w.noted || w.n.Load() <= lastPart {
 		return
 	}
 	w.noted = true
