@@ -52,6 +52,6 @@ against a pinned root, and serves nothing that the repository has not signed.`,
   patchkeep-mirror serve --upstream https://patches.example.com --root root.json --cache ./cache
   patchkeep-mirror status http://localhost:8080`,
 	}
-	root.AddCommand(newServe(), newStatus())
+	root.AddCommand(newServe(), newStatus(), newVerify())
 	return root
 }

@@ -35,7 +35,7 @@ func occupy(t *testing.T, dir string, free int64) (name string) {
 		t.Fatal(err)
 	}
 	name = filepath.Join(dir, "foreign")
-	if err := os.WriteFile(name, make([]byte, int64(st.Bavail)*int64(st.Bsize)-free), 0o644); err != nil {
+	if err := os.WriteFile(name, make([]byte, int64(st.Bavail*uint64(st.Bsize))-free), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return name
