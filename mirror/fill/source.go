@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/patchkeep/patchkeep/mirror/cache"
 )
 
 const (
@@ -128,8 +130,9 @@ func weight(name, sum string) uint64 {
 	return binary.BigEndian.Uint64(h[:])
 }
 
-// note remembers how a try ended; got is how many bytes it brought. An object
-// that is not there is no fault of the source.
+// note remembers how a try ended; got is how many bytes it brought. A source
+// that has not the object, or another one, rests for that object at most: it
+// answers, and what was wrong may be what another one had sent before.
 func (f *Filler) note(s *source, err error, got int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -143,7 +146,7 @@ func (f *Filler) note(s *source, err error, got int64) {
 	now := f.cfg.Now()
 	s.failedAt, s.lastErr = now, err.Error()
 	s.errors++
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errWrong) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errWrong) || errors.Is(err, cache.ErrMismatch) {
 		return
 	}
 	if s.failures++; s.failures >= breakAfter {
