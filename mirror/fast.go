@@ -47,9 +47,13 @@ func (f *fast) answer(conn net.Conn, r *fastlane.Request) *fastlane.Response {
 	f.m.seen.requests[routeMetadata][resp.Status].Add(1)
 	f.m.seen.sent[routeMetadata].Add(int64(len(resp.Body)))
 	if gate != nil && gate.Logs() {
+		proto := "HTTP/1.1"
+		if r.Old {
+			proto = "HTTP/1.0"
+		}
 		gate.Record(access.Entry{
 			Request: &http.Request{
-				Method: http.MethodGet, URL: &url.URL{Path: string(r.Path)}, Proto: "HTTP/1.1",
+				Method: http.MethodGet, URL: &url.URL{Path: string(r.Path)}, Proto: proto,
 				Header: http.Header{"User-Agent": {string(r.UserAgent)}}, RemoteAddr: conn.RemoteAddr().String(),
 			},
 			Began: time.Now(), Route: "metadata", Status: resp.Status, Bytes: int64(len(resp.Body)),

@@ -67,9 +67,12 @@ func TestFastLane(t *testing.T) {
 		for _, header := range []string{
 			"", "Accept-Encoding: gzip\r\n", "Accept-Encoding: zstd, gzip;q=0.5\r\nUser-Agent: x\r\n", "Accept-Encoding: *;q=0\r\n",
 			"If-None-Match: " + tag + "\r\n", "If-None-Match: *\r\nAccept-Encoding: zstd\r\n", "if-none-match: W/" + tag + ", \"x\"\r\nConnection: keep-alive\r\n",
-			"Accept-Encoding: zstd\r\nAccept-Encoding: gzip;q=0.1\r\n", "Range: bytes=0-4\r\n", "Authorization: Bearer x\r\n", "X-Forwarded-For: 192.0.2.1\r\n",
+			"Accept-Encoding: zstd\r\nAccept-Encoding: gzip;q=0.1\r\n", "Range: bytes=0-4\r\n", "Authorization: Bearer x\r\n", "X-Forwarded-For: 192.0.2.1\r\n", "1.0",
 		} {
 			request := "GET " + path + " HTTP/1.1\r\nHost: x\r\n" + header + "\r\n"
+			if header == "1.0" {
+				request = "GET " + path + " HTTP/1.0\r\nHost: x\r\nConnection: Keep-Alive\r\n\r\n"
+			}
 			head := "HEAD" + strings.TrimPrefix(request, "GET")
 			all := request + request + head + request
 			got, want := exchange(t, fast.Listener.Addr().String(), all), exchange(t, s.srv.Listener.Addr().String(), all)

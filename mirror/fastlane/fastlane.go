@@ -1,4 +1,4 @@
-// Package fastlane answers the plainest of HTTP/1.1 requests straight from
+// Package fastlane answers the plainest of HTTP/1 requests straight from
 // memory, ahead of net/http, which then costs more than the answer: each takes
 // one read and one write.
 //
@@ -26,6 +26,10 @@ const (
 	// touch is after how long the deadlines of a connection are set again: not
 	// at each request, which would cost as much as the answer.
 	touch = 5 * time.Second
+
+	// between is how many bytes net/http wants to see of the next request: who
+	// sends less and goes gets no answer.
+	between = 4
 
 	// stopTime is what a client has to take an answer when the lane is closed.
 	stopTime = time.Second
@@ -173,13 +177,19 @@ func (l *Listener) serve(conn net.Conn) {
 		l.end(conn)
 		return
 	}
+	have := 0 // bytes in buf that are not looked at yet
 	for {
-		n, err := conn.Read(buf)
+		n, err := conn.Read(buf[have:])
 		if n == 0 && err != nil {
 			l.end(conn)
 			return
 		}
-		for head := buf[:n]; len(head) > 0; {
+		head := buf[:have+n]
+		for have = 0; len(head) > 0; {
+			if !touched.IsZero() && len(head) < between {
+				have = copy(buf, head)
+				break
+			}
 			size, ok := r.parse(head)
 			var resp *Response
 			if ok {
@@ -196,7 +206,7 @@ func (l *Listener) serve(conn net.Conn) {
 				_ = conn.SetWriteDeadline(now.Add(l.cfg.Write + touch))
 			}
 			out := buffers.Get().(*[]byte)
-			*out = resp.append((*out)[:0], l.dates.at(now))
+			*out = resp.append((*out)[:0], l.dates.at(now), r.Old)
 			_, err := conn.Write(*out)
 			buffers.Put(out)
 			if err != nil || l.closed() { // or the deadlines just set would keep it open

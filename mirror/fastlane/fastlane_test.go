@@ -119,6 +119,9 @@ var odd = []string{
 	"GET /large HTTP/1.1\r\nHost: x\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
 	"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+	"GET /a HTTP/1.0\r\nConnection: Keep-Alive\r\nHost: x\r\nUser-Agent: ApacheBench/2.3\r\nAccept: */*\r\n\r\nGET /a.b/c-d_~ HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\nIf-None-Match: " + tag + "\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+	"GET /a HTTP/1.0\r\nHost: x\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+	"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /a HTTP/1.0\r\nHost: x\r\n\r\n",
 	"GET /a HTTP/1.0\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -162,6 +165,9 @@ var odd = []string{
 	"GET /a HTTP/1.1\r\nHost: x\r\nUser-Agent: " + strings.Repeat("x", 30_000) + "\r\n\r\n",
 	"GET /a HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: y\r\n", 100) + "\r\n",
 	"GET /a HTTP/1.1\r\nHo",
+	"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET",
+	"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET ",
+	"GET",
 	"", "\x16\x03\x01\x02\x00", "\r\n\r\n\r\n\r\n",
 }
 
@@ -200,6 +206,7 @@ func TestWhoAnswers(t *testing.T) {
 		{a, 1, 0},
 		{plain, 1, 0},
 		{strings.Repeat(a, 20), 20, 0},
+		{"GET /a HTTP/1.0\r\nHost: x\r\nConnection: Keep-Alive\r\n\r\n" + a, 1, 0}, // and one of HTTP/1.0
 		{other, 1, 1},
 		{a + a + other + a + a, 5, 3},
 		{a + "GET /large HTTP/1.1\r\nHost: x\r\n\r\n", 2, 1},

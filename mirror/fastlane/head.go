@@ -10,11 +10,16 @@ type Request struct {
 	AcceptEncoding []byte // nil if absent, as the others
 	IfNoneMatch    []byte
 	UserAgent      []byte
+
+	// Old says that it is of HTTP/1.0, from a client that keeps the connection all
+	// the same, as ab does.
+	Old bool
 }
 
 var (
 	method     = []byte("GET ")
 	version    = []byte(" HTTP/1.1")
+	oldVersion = []byte(" HTTP/1.0")
 	crlf       = []byte("\r\n")
 	endOfHead  = []byte("\r\n\r\n")
 	keepAlive  = []byte("keep-alive")
@@ -26,6 +31,7 @@ var (
 // once:
 //
 //	"GET " path " HTTP/1.1" CRLF  *( name ":" [SP] value CRLF )  CRLF
+//	       or " HTTP/1.0" with Connection: keep-alive
 //	path   1*( "/" / letter / digit / "." / "_" / "~" / "-" ), "/" first
 //	name   Host (needed), Accept, Accept-Encoding, Accept-Language, Cache-Control,
 //	       If-None-Match, Pragma, User-Agent, or Connection with keep-alive
@@ -43,9 +49,13 @@ func (r *Request) parse(buf []byte) (size int, ok bool) {
 		return 0, false
 	}
 	line, rest, _ := bytes.Cut(buf[len(method):end+len(crlf)], crlf)
-	if r.Path, ok = bytes.CutSuffix(line, version); !ok || !plainPath(r.Path) {
+	if r.Path, ok = bytes.CutSuffix(line, version); !ok {
+		r.Path, r.Old = bytes.CutSuffix(line, oldVersion)
+	}
+	if !ok && !r.Old || !plainPath(r.Path) {
 		return 0, false
 	}
+	const keptAlive = 16
 	var seen uint
 	for n := 0; len(rest) > 0; n++ {
 		line, rest, _ = bytes.Cut(rest, crlf)
@@ -70,7 +80,7 @@ func (r *Request) parse(buf []byte) (size int, ok bool) {
 			if is(name, "user-agent") {
 				bit, r.UserAgent = 8, value
 			} else if is(name, "connection") && bytes.EqualFold(value, keepAlive) {
-				bit = 16
+				bit = keptAlive
 			}
 		case 13:
 			if is(name, "if-none-match") {
@@ -90,7 +100,7 @@ func (r *Request) parse(buf []byte) (size int, ok bool) {
 		}
 		seen |= bit
 	}
-	return end + len(endOfHead), r.Host != nil
+	return end + len(endOfHead), r.Host != nil && (!r.Old || seen&keptAlive != 0)
 }
 
 // is compares a name with a lower-case one of the same length.

@@ -44,9 +44,15 @@ func NewResponse(status int, header http.Header, body []byte) *Response {
 	return r
 }
 
-func (r *Response) append(to []byte, date []byte) []byte {
-	to = append(append(append(to, r.head...), date...), endOfHead...)
-	return append(to, r.Body...)
+func (r *Response) append(to, date []byte, old bool) []byte {
+	const version = "HTTP/1.0"
+	begin := len(to)
+	to = append(append(to, r.head...), date...)
+	if old {
+		copy(to[begin:], version)
+		to = append(to, "\r\nConnection: keep-alive"...)
+	}
+	return append(append(to, endOfHead...), r.Body...)
 }
 
 // dates keeps the Date of the current second.
