@@ -17,6 +17,7 @@ var metricName = regexp.MustCompile(`patchkeep_mirror_[a-z_]+`)
 func metrics(t *testing.T) map[string]bool {
 	t.Helper()
 	s := newSite(t, everything)
+	s.run(t)
 	s.want(patchA, bytesA)
 	_, body := s.get("/metrics")
 	names := map[string]bool{}

@@ -247,6 +247,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	e.view(&s)
 	e.cache(&s)
 	e.fills(&s, c.m.seen)
+	e.prefill(&s)
 	e.sources(&s)
 }
 
@@ -364,6 +365,16 @@ func (e exposition) fills(s *Status, c *counters) {
 	}
 	if s.Line != nil && (s.Line.Limit > 0 || s.Line.Paused) {
 		e.gauge("line_limit_bytes_per_second", "Limit of what upstreams may send now, if there is one; 0: paused.", float64(s.Line.Limit))
+	}
+}
+
+func (e exposition) prefill(s *Status) {
+	for _, r := range s.Prefill {
+		e.gauge("prefill_objects", "Patches that the ring's plan asks for.", float64(r.Objects), "ring", r.Ring)
+		e.gauge("prefill_cached_objects", "Patches that the ring's plan asks for and that are cached.", float64(r.Cached), "ring", r.Ring)
+		e.gauge("prefill_bytes", "Bytes of the patches that the ring's plan asks for.", float64(r.Bytes), "ring", r.Ring)
+		e.gauge("prefill_cached_bytes", "Bytes of the patches that the ring's plan asks for and that are cached.", float64(r.CachedBytes), "ring", r.Ring)
+		e.gauge("prefill_warnings", "Warnings of the ring's prefill.", float64(len(r.Warnings)), "ring", r.Ring)
 	}
 }
 

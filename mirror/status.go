@@ -27,6 +27,9 @@ const (
 	// have chosen its words.
 	maxErrorShown = 300
 
+	// maxPrefillShown bounds the warnings of prefill among those of the mirror.
+	maxPrefillShown = 8
+
 	// lately is how long a failure that may be over is warned of.
 	lately = 10 * time.Minute
 )
@@ -134,6 +137,7 @@ func (m *Mirror) Status() Status {
 	confirmed := m.addSources(&s)
 	m.addView(&s, confirmed)
 	m.addTroubles(&s)
+	s.addPrefill()
 	s.Ready = len(s.Reasons) == 0
 	return s
 }
@@ -273,6 +277,21 @@ func (m *Mirror) addTroubles(s *Status) {
 	}
 	if noSpace.err != nil && s.Now.Sub(noSpace.last) < lately {
 		s.warn("objects cannot be cached since %s, last at %s: %s", stamp(noSpace.since), stamp(noSpace.last), short(noSpace.err.Error()))
+	}
+}
+
+// addPrefill adds what the rings have to say, once: they share their halts.
+func (s *Status) addPrefill() {
+	seen := map[string]bool{}
+	for i := range s.Prefill {
+		for j, w := range s.Prefill[i].Warnings {
+			w = short(w)
+			s.Prefill[i].Warnings[j] = w
+			if !seen[w] && len(seen) < maxPrefillShown {
+				seen[w] = true
+				s.warn("%s", w)
+			}
+		}
 	}
 }
 

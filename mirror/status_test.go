@@ -2,6 +2,7 @@ package mirror_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ func everything(s *site) {
 	must(s.t, err)
 	s.cfg.Siblings, s.cfg.Self = []upstream.Upstream{sibling}, "self"
 	s.cfg.Line = line.NewLimiter(calendar, nil)
+	s.cfg.PrefillRings = []string{"users"}
 	s.cfg.Access = access.New(access.Rules{Requests: 1e6}, nil)
 }
 
@@ -217,6 +219,7 @@ func TestStatusIsBounded(t *testing.T) {
 // TestMetricsLint: the names, types and texts are as Prometheus wants them.
 func TestMetricsLint(t *testing.T) {
 	s := newSite(t, everything)
+	s.run(t)
 	s.want(patchA, bytesA)
 	_, body := s.get("/metrics")
 	problems, err := promlint.New(bytes.NewReader(body)).Lint()
@@ -224,6 +227,34 @@ func TestMetricsLint(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
+}
+
+// TestPrefillIsSaid: what a ring lacks is a warning, and does not make the mirror
+// unfit.
+func TestPrefillIsSaid(t *testing.T) {
+	s := newSite(t, everything)
+	s.run(t)
+	code, st := s.readyz()
+	if code != http.StatusOK || len(st.Prefill) != 1 || st.Prefill[0].Ring != "users" || len(st.Prefill[0].Warnings) == 0 {
+		t.Fatalf("%d %+v", code, st.Prefill)
+	}
+	if !contains(st.Warnings, st.Prefill[0].Warnings[0]) {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	if got := s.metric(`prefill_warnings{ring="users"}`); got != float64(len(st.Prefill[0].Warnings)) {
+		t.Errorf("prefill_warnings: %v", got)
+	}
+}
+
+// run keeps Run running until the test ends, and waits until it has looked at
+// the rings.
+func (s *site) run(t *testing.T) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.m.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	until(t, "a look at the rings", func() bool { return len(s.m.Status().Prefill) > 0 })
 }
 
 // metric reads one time series of /metrics, 0 if there is none.

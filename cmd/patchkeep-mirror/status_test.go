@@ -53,6 +53,10 @@ func busy() *mirror.Status {
 			{Object: "targets/app/" + strings.Repeat("ab", 32) + ".queued.msi", Length: 1 << 20},
 			{Object: "targets/office.msi", Bytes: 299 << 20, Length: 300 << 20, Waiting: 239, Begun: noon.Add(-time.Minute), Rate: 5 << 20, ETA: noon.Add(61 * time.Second), From: "https://b"},
 		},
+		Prefill: []mirror.PrefillStatus{
+			{Ring: "servers", Objects: 2, Cached: 2, Bytes: 1 << 20, CachedBytes: 1 << 20},
+			{Ring: "users", Objects: 3, Cached: 1, Bytes: 3 << 30, CachedBytes: 1 << 30, Next: "patches/office.msi", NextAt: noon.Add(9 * time.Hour)},
+		},
 		Upstreams: []mirror.UpstreamStatus{
 			{SourceStats: fill.SourceStats{Name: "https://a"}, State: mirror.StateDown, Answered: noon.Add(-48 * time.Hour), MetadataError: "no route to host"},
 			{SourceStats: fill.SourceStats{Name: "https://b", RestsTill: noon.Add(30 * time.Second), LastError: "cut", FailedAt: noon.Add(-5 * time.Second), Errors: 3}, State: mirror.StateResting, Answered: noon},
@@ -84,6 +88,9 @@ func TestStatusPage(t *testing.T) {
 		"Started:  3d 4h ago\n",
 		"FILLING ", "office.msi      99 %  300 MiB  5.0 MiB/s  1m 1s  239      https://b\n",
 		"app/queued.msi  0 %   1.0 MiB  -          -      0        queued\n",
+		"PREFILL OF RING  CACHED  PATCHES  BYTES               NEXT\n",
+		"servers          100 %   2 of 2   1.0 MiB of 1.0 MiB  -\n",
+		"users            33 %    1 of 3   1.0 GiB of 3.0 GiB  patches/office.msi, wanted in 9h\n",
 		"ROLE       VERSION  EXPIRES   AT\n",
 		"timestamp  120      3h ago    2026-11-24 09:00 UTC\n",
 		"snapshot   34       in 1d 4h  2026-11-25 16:00 UTC\n",
@@ -109,6 +116,7 @@ func TestStatusPageOfStrangers(t *testing.T) {
 	st.Progress[1].Rate, st.Progress[1].Bytes = 1e300, -5
 	st.Upstreams[0].Name, st.Upstreams[0].MetadataError, st.Upstreams[0].State = evil, evil, mirror.SourceState(evil)
 	st.Siblings[0].Name, st.Siblings[0].LastError, st.Siblings[0].Bytes = evil, evil, -1
+	st.Prefill[1].Ring, st.Prefill[1].Next, st.Prefill[1].Bytes = evil, evil, -1
 	st.Cache.Bytes = -1
 	for range 1000 {
 		st.Warnings = append(st.Warnings, evil)

@@ -49,6 +49,7 @@ func printStatus(w io.Writer, st *mirror.Status, now time.Time) error {
 	}
 	p.summary()
 	p.fills()
+	p.prefill()
 	p.roles()
 	p.upstreams()
 	p.siblings()
@@ -208,6 +209,25 @@ func (p *statusPage) fills() {
 		p.cells(fileOf(f.Object), percent(f.Bytes, f.Length), cli.Bytes(f.Length), speed, eta, readers, from)
 	}
 	p.more(len(list) - maxRows)
+}
+
+func (p *statusPage) prefill() {
+	if len(p.st.Prefill) == 0 {
+		return
+	}
+	p.head("PREFILL OF RING", "CACHED", "PATCHES", "BYTES", "NEXT")
+	for _, r := range p.st.Prefill[:min(len(p.st.Prefill), maxRows)] {
+		next := "-"
+		switch {
+		case r.Next != "" && r.NextAt.After(p.now):
+			next = r.Next + ", wanted " + p.ago(r.NextAt)
+		case r.Next != "":
+			next = r.Next + ", wanted now"
+		}
+		p.cells(r.Ring, percent(r.CachedBytes, r.Bytes), fmt.Sprintf("%d of %d", r.Cached, r.Objects),
+			fmt.Sprintf("%s of %s", cli.Bytes(r.CachedBytes), cli.Bytes(r.Bytes)), next)
+	}
+	p.more(len(p.st.Prefill) - maxRows)
 }
 
 func truth(b bool) int {
