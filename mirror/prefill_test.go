@@ -169,6 +169,7 @@ func (b *branch) later(d time.Duration) {
 // cached lists the patches that are there, with their block lists.
 func (b *branch) cached() []string {
 	b.t.Helper()
+	synctest.Wait() // a client has all of an object a moment before the cache has
 	files := b.files("cas")
 	var out []string
 	for name, data := range b.data {
