@@ -230,7 +230,7 @@ func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, er
 		return r, nil
 	}
 	if err := r.attach(); err != nil {
-		r.Close()
+		_ = r.Close() // it has no file yet
 		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
 	}
 	return r, nil
@@ -454,8 +454,11 @@ func (f *Filler) into(ctx context.Context, fl *fill, blocks []byte) (*cache.Hand
 func (f *Filler) create(ctx context.Context, obj cache.Object) (w *cache.Writer, err error) {
 	for round := 1; ; round++ {
 		w, err = f.cfg.Cache.Create(ctx, obj)
-		if largest := f.cfg.Cache.Stats().Max; !errors.Is(err, cache.ErrNoSpace) || largest > 0 && obj.Size > largest || round > 6 {
+		if !errors.Is(err, cache.ErrNoSpace) || round > 6 {
 			return w, err
+		}
+		if largest := f.cfg.Cache.Stats().Max; largest > 0 && obj.Size > largest {
+			return nil, err
 		}
 		if err := pause(ctx, 20*time.Millisecond, round); err != nil {
 			return nil, err

@@ -74,7 +74,7 @@ func (w *flow) end(err error) {
 	defer w.mu.Unlock()
 	if err != nil && !w.whole {
 		w.err = err
-		if err == errSuperseded { // not even what was released
+		if errors.Is(err, errSuperseded) { // not even what was released
 			w.released.Store(-1)
 		}
 	}
