@@ -79,6 +79,7 @@ func (g *Gate) admit(c net.Conn) (leave func(), why string) {
 // concerned: net/http finds its ReadFrom.
 func wrap(c net.Conn, leave func()) net.Conn {
 	if tcp, ok := c.(*net.TCPConn); ok {
+		limitUnsent(tcp)
 		return &tcpConn{TCPConn: tcp, leave: leave}
 	}
 	return &conn{Conn: c, leave: leave}
