@@ -71,6 +71,7 @@ func (t *transfer) run(ctx context.Context) error {
 		}
 	}
 	queue := f.order(t.fl) // who is asked next
+	sources := len(queue)  // at first: that one drops out leaves the others no fewer tries
 	last := errResting
 	for len(queue) > 0 {
 		if t.misses > 0 && t.misses%len(queue) == 0 {
@@ -126,7 +127,7 @@ func (t *transfer) run(ctx context.Context) error {
 		} else if t.w.Released() == 0 { // all rest, and nobody has begun to read
 			break
 		}
-		if t.givenUp(len(queue)) {
+		if t.givenUp(sources) {
 			break
 		}
 	}
