@@ -601,10 +601,10 @@ func TestPrefillOutageBeforePlan(t *testing.T) {
 	inBranch(t, nil, func(t *testing.T, b *branch) {
 		b.up.onTarget(func(string, int64, io.ReadCloser, int64) (io.ReadCloser, int64, error) { return nil, 0, errDown })
 		b.approve("users", b.entry("1", time.Hour))
-		b.later(time.Hour)
+		b.later(time.Minute)
 		b.wantWarning("cannot use rings/users/plan.json")
 		b.up.onTarget(b.gate.body)
-		b.later(15 * time.Minute)
+		b.later(3 * time.Minute)
 		b.wantCached("1")
 
 		// And the plan before counts until the new one can be read.
@@ -618,17 +618,17 @@ func TestPrefillOutageBeforePlan(t *testing.T) {
 	})
 }
 
-// One patch that cannot be had does not hold up the others.
-func TestPrefillOneBroken(t *testing.T) {
+// Patches that cannot be had do not hold up the others.
+func TestPrefillBroken(t *testing.T) {
 	inBranch(t, nil, func(t *testing.T, b *branch) {
 		b.up.onTarget(func(object string, offset int64, body io.ReadCloser, size int64) (io.ReadCloser, int64, error) {
-			if strings.Contains(object, "/app/1/") {
+			if strings.Contains(object, "/app/1/") || strings.Contains(object, "/app/4/") {
 				body.Close()
 				return io.NopCloser(bytes.NewReader(make([]byte, 2*mib)[offset:])), size, nil
 			}
 			return b.gate.body(object, offset, body, size)
 		})
-		b.approve("users", b.entry("1", time.Minute), b.entry("2", time.Hour), b.entry("3", time.Hour), b.entry("big", time.Hour))
+		b.approve("users", b.entry("1", time.Minute), b.entry("4", time.Minute), b.entry("2", time.Hour), b.entry("3", time.Hour), b.entry("big", time.Hour))
 		b.later(time.Minute)
 		b.wantCached("2", "3", "big")
 		b.wantWarning(patchPath("1")[:len("patches/app/1/any/")])
