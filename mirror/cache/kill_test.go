@@ -45,8 +45,8 @@ func use(ctx context.Context, dir string, seed uint64, stop int) error {
 		return err
 	}
 	r := rand.New(rand.NewPCG(seed, 0))
-	fmt.Println("open")
 	for {
+		fmt.Println("step")
 		i := r.IntN(kinds)
 		if stop >= 0 {
 			i = int(seed)
@@ -72,6 +72,7 @@ func use(ctx context.Context, dir string, seed uint64, stop int) error {
 			if _, err := w.Write(data[w.Written() : w.Written()+n]); err != nil {
 				return err
 			}
+			fmt.Println("step")
 			if stop < 0 && r.IntN(8) == 0 {
 				break
 			}
@@ -96,8 +97,9 @@ func use(ctx context.Context, dir string, seed uint64, stop int) error {
 	}
 }
 
-// kill runs that process until it has printed a line, and kills it after more.
-func kill(t *testing.T, line string, after time.Duration, args ...string) {
+// kill runs that process until it has printed a line so many times, and kills
+// it a moment later.
+func kill(t *testing.T, line string, times int, args ...string) {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -113,15 +115,20 @@ func kill(t *testing.T, line string, after time.Duration, args ...string) {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(out)
-	for lines.Scan() && lines.Text() != line {
+	for times > 0 && lines.Scan() {
+		if lines.Text() == line {
+			times--
+		}
 	}
-	if lines.Text() != line {
+	if times > 0 {
 		t.Fatalf("it ended: %v", cmd.Wait())
 	}
-	time.Sleep(after) // the moment is meant to be any
+	time.Sleep(rand.N(3 * time.Millisecond)) // the moment is meant to be any
 	cmd.Process.Kill()
 	for lines.Scan() {
-		t.Error(lines.Text())
+		if lines.Text() != "step" {
+			t.Error(lines.Text())
+		}
 	}
 	cmd.Wait()
 }
@@ -132,7 +139,7 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	wentOn := 0
 	for round := range 30 {
-		kill(t, "open", rand.N(50*time.Millisecond), dir, strconv.Itoa(round))
+		kill(t, "step", 1+rand.IntN(80), dir, strconv.Itoa(round))
 		r, err := cache.Check(t.Context(), dir, func(file string, err error) { t.Errorf("round %d: %s: %v", round, file, err) })
 		if err != nil {
 			t.Fatal(err)
@@ -172,7 +179,7 @@ func TestKillKeepsAll(t *testing.T) {
 	for i := range 2 { // with a list and without
 		for _, n := range []int64{300 * kib, 2*mib + 11} {
 			dir := t.TempDir()
-			kill(t, "written", 0, dir, strconv.Itoa(i), strconv.FormatInt(n, 10))
+			kill(t, "written", 1, dir, strconv.Itoa(i), strconv.FormatInt(n, 10))
 			c := open(t, cache.Config{Dir: dir})
 			data, o := killed(i)
 			w := create(t, c, o)
