@@ -123,7 +123,7 @@ func (o *serveOptions) mirrorConfig(ctx context.Context, creds upstream.Credenti
 	if err := o.validate(); err != nil {
 		return cfg, err
 	}
-	cfg = mirror.Config{Dir: o.cache, Poll: o.poll, MaxFills: o.fills, Self: strings.TrimRight(o.self, "/")}
+	cfg = mirror.Config{Dir: o.cache, Poll: o.poll, MaxFills: o.fills, Self: strings.TrimRight(o.self, "/"), PrefillRings: o.rings}
 	for _, size := range []struct {
 		to   *int64
 		from string
