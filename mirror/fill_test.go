@@ -386,8 +386,11 @@ func TestCrashLeavings(t *testing.T) {
 	}
 
 	// The same while it runs.
+	settled := func() bool { return s.m.Status().Cache.Objects == 2 && s.m.Status().Fills.Transfer == 0 }
+	until(t, "both in the cache", settled)
 	must(t, os.Truncate(filepath.Join(s.cfg.Dir, "cas/sha256", sumA[:2], sumA), 99))
 	s.want(patchA, bytesA)
+	until(t, "both in the cache", settled)
 	must(t, os.Remove(filepath.Join(s.cfg.Dir, "cas/sha256", sumA[:2], sumA)))
 	s.want(patchA, bytesA)
 }

@@ -217,12 +217,28 @@ func (f *Filler) Close() {
 // another mirror it returns at once. ctx ends the wait and the reader, not the
 // fill. The caller closes the Reader.
 func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, error) {
+	for tries := 0; ; tries++ {
+		r, err := f.open(ctx, obj, req)
+		if errors.Is(err, errGone) && tries < 2 { // it was evicted, or damaged, in between
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
+		}
+		return r, nil
+	}
+}
+
+func (f *Filler) open(ctx context.Context, obj Object, req Request) (*Reader, error) {
 	if h, ok := f.cfg.Cache.Get(ctx, obj.SHA256, obj.Length); ok {
 		return &Reader{file: h.File, size: h.Size, hit: true, close: h.Close}, nil
 	}
+	if err := ctx.Err(); err != nil { // while it was hashed again
+		return nil, err
+	}
 	fl, joined, err := f.join(obj, req, true)
 	if err != nil {
-		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
+		return nil, err
 	}
 	r := &Reader{f: f, fl: fl, ctx: ctx, size: obj.Length, joined: joined}
 	r.close = func() error { f.leave(fl); return nil }
@@ -231,7 +247,7 @@ func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, er
 	}
 	if err := r.attach(); err != nil {
 		_ = r.Close() // it has no file yet
-		return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
+		return nil, err
 	}
 	return r, nil
 }

@@ -31,6 +31,9 @@ type Reader struct {
 	close func() error
 }
 
+// errGone: the fill is over, and the object is no longer where it was put.
+var errGone = fmt.Errorf("object has left the cache at once: %w", cache.ErrNoSpace)
+
 // Hit reports whether the object was cached when it was asked for.
 func (r *Reader) Hit() bool { return r.hit }
 
@@ -110,7 +113,7 @@ func (r *Reader) open(w *cache.Writer) (*os.File, error) {
 	}
 	h, ok := r.f.cfg.Cache.Get(r.ctx, r.fl.key.sum, r.size)
 	if !ok {
-		return nil, fmt.Errorf("object has left the cache at once: %w", cache.ErrNoSpace)
+		return nil, errGone
 	}
 	leave := r.close
 	r.close = func() error { return errors.Join(leave(), h.Close()) }
