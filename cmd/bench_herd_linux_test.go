@@ -38,17 +38,23 @@ type patchObject struct {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // publishRandom publishes a file of n random bytes.
-func publishRandom(b *testing.B, bin, repo string, n int64) patchObject {
+func publishRandom(b testing.TB, bin, repo string, n int64) patchObject {
+	b.Helper()
+	return publish(b, bin, repo, rand.Reader, n)
+}
+
+// publish publishes the first n bytes of content.
+func publish(b testing.TB, bin, repo string, content io.Reader, n int64) patchObject {
 	b.Helper()
 	dir := b.TempDir()
-	file := filepath.Join(dir, "random.bin")
+	file := filepath.Join(dir, "herd.bin")
 	f, err := os.Create(file)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer f.Close()
 	crc := crc32.New(castagnoli)
-	if _, err := io.CopyN(io.MultiWriter(f, crc), rand.Reader, n); err != nil {
+	if _, err := io.CopyN(io.MultiWriter(f, crc), content, n); err != nil {
 		b.Fatal(err)
 	}
 	var added struct {
