@@ -64,7 +64,7 @@ func run(t *testing.T, args ...string) *running {
 		t.Fatalf("%v: %s", err, r.log)
 	}
 	go io.Copy(io.Discard, out)
-	r.base = regexp.MustCompile(`https?://127\.0\.0\.1:\d+`).FindString(string(line[:n]))
+	r.base = regexp.MustCompile(`on (https?://127\.0\.0\.1:\d+)`).FindStringSubmatch(string(line[:n]))[1] // an upstream comes before
 	t.Cleanup(func() { stop(); <-r.done })
 	return r
 }
