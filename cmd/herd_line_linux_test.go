@@ -18,8 +18,9 @@ type line struct {
 	requests atomic.Int64 // for objects
 
 	rate int64 // bytes/s; 0: as fast as it goes
-	mu   sync.Mutex
-	next time.Time // when the line is free again; guarded by mu
+	mu     sync.Mutex
+	next   time.Time // when the line is free again; guarded by mu
+	active int       // requests; guarded by mu
 }
 
 const (
@@ -37,6 +38,8 @@ func newLine(t testing.TB, dir string, rate int64) *line {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/targets/") {
 			l.requests.Add(1)
+			l.begin()
+			defer l.end()
 			w = &lineWriter{w, l}
 		}
 		files.ServeHTTP(w, r)
@@ -50,6 +53,22 @@ func newLine(t testing.TB, dir string, rate int64) *line {
 	t.Cleanup(func() { srv.Close() })
 	l.url = "http://" + listener.Addr().String()
 	return l
+}
+
+// begin sees to it that a line which was idle has nothing to make up for.
+func (l *line) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); l.active == 0 && l.next.Before(now) {
+		l.next = now
+	}
+	l.active++
+}
+
+func (l *line) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.active--
 }
 
 // wait returns when n bytes have had their time on the line.

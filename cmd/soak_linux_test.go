@@ -236,8 +236,11 @@ func (s *soak) upstream(worse bool) http.Handler {
 type neverEnding byte
 
 func (b neverEnding) Read(p []byte) (int, error) {
-	for i := range p {
-		p[i] = byte(b)
+	if len(p) > 0 {
+		p[0] = byte(b)
+		for n := 1; n < len(p); n *= 2 {
+			copy(p[n:], p[:n])
+		}
 	}
 	return len(p), nil
 }
