@@ -17,7 +17,7 @@ type line struct {
 	bytes    atomic.Int64 // of objects, sent
 	requests atomic.Int64 // for objects
 
-	rate int64 // bytes/s; 0: as fast as it goes
+	rate   int64 // bytes/s; 0: as fast as it goes
 	mu     sync.Mutex
 	next   time.Time // when the line is free again; guarded by mu
 	active int       // requests; guarded by mu
