@@ -305,6 +305,23 @@ func TestMixedFault(t *testing.T) {
 	s.wantAtLast(patchA, bytesA)
 }
 
+// TestNoWrongPart: an object without a block list is released before it is
+// verified. A client that asks for a part of that is not left with it.
+func TestNoWrongPart(t *testing.T) {
+	s := newSite(t)
+	s.up.onTarget(func(_ string, offset int64, _ io.ReadCloser, size int64) (io.ReadCloser, int64, error) {
+		return io.NopCloser(bytes.NewReader(content("evil", int(size))[offset:])), size, nil
+	})
+	for _, r := range []string{"0-0", "0-999", "1000-20000", "0-9,20-29", "30000-37000"} {
+		resp, body, err := s.try("GET", urlOf(patchA, bytesA), "Range", "bytes="+r)
+		if err == nil && resp.StatusCode < 400 {
+			t.Errorf("%s: status %d with %d wrong bytes", r, resp.StatusCode, len(body))
+		}
+		s.stop() // forgets the ban
+		s.start()
+	}
+}
+
 // TestSizesOfSameContent: a role that signs a wrong length for content that
 // another one signs rightly harms only its own target.
 func TestSizesOfSameContent(t *testing.T) {

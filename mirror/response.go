@@ -128,12 +128,12 @@ func (w *responseWriter) begin() {
 
 // growing is a file that is read while it is still being written: Next waits
 // until bytes at the file's position may be sent, and says how many, max at
-// most. At the end it is io.EOF; any other error means that what was sent is
-// not to be completed.
+// most; last says that the answer is complete with so many. At the end it is
+// io.EOF; any other error means that what was sent is not to be completed.
 type growing interface {
 	io.Reader
 	File() *os.File
-	Next(max int64) (n int64, err error)
+	Next(max int64, last bool) (n int64, err error)
 }
 
 // ReadFrom sends a file in pieces. The pieces are made of the file itself, since
@@ -150,7 +150,7 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 		file = r
 	case growing: // it has no file before there is a byte
 		next = func(want int64) (int64, error) {
-			n, err := w.await(r, want)
+			n, err := w.await(r, want, want == lr.N)
 			file = r.File()
 			return n, err
 		}
@@ -212,10 +212,10 @@ func whole(want int64) (int64, error) { return want, nil }
 
 // await waits for bytes of a growing file. What there is of the answer so far,
 // if only its header, is not kept from the client, and the wait is not its fault.
-func (w *responseWriter) await(r growing, want int64) (int64, error) {
+func (w *responseWriter) await(r growing, want int64, last bool) (int64, error) {
 	_ = w.control.Flush()
 	unhurried(w, true)
-	return r.Next(want)
+	return r.Next(want, last)
 }
 
 // writerOnly hides ReadFrom from io.Copy.

@@ -452,6 +452,7 @@ func (f *Filler) into(ctx context.Context, fl *fill, blocks []byte) (*cache.Hand
 	f.mu.Lock()
 	fl.w, fl.resumed = w, w.Written()
 	f.mu.Unlock()
+	fl.flow.sure.Store(blocks != nil)
 	fl.flow.publish(w.Released())
 	t := &transfer{f: f, fl: fl, w: w, blocks: blocks != nil}
 	if err := t.run(ctx); err != nil {

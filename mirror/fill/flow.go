@@ -23,6 +23,7 @@ const (
 // flow is how far readers may read, and how they hear of it.
 type flow struct {
 	released atomic.Int64 // bytes from the start that readers may have
+	sure     atomic.Bool  // each of them is verified, not only the whole at the end
 
 	mu      sync.Mutex    // guards all below
 	changed chan struct{} // closed when readers should look again
@@ -64,6 +65,7 @@ func (w *flow) finish(n int64) {
 	defer w.mu.Unlock()
 	w.released.Store(n)
 	w.whole = true
+	w.sure.Store(true)
 	w.wake()
 }
 
@@ -98,6 +100,20 @@ func (w *flow) wait(ctx context.Context, pos int64) (int64, error) {
 	if n := w.released.Load(); n > pos {
 		return n - pos, nil
 	}
+	return w.until(ctx, func() (int64, bool) { n := w.released.Load() - pos; return n, n > 0 })
+}
+
+// waitSure waits until all that is released is verified.
+func (w *flow) waitSure(ctx context.Context) error {
+	if w.sure.Load() {
+		return nil
+	}
+	_, err := w.until(ctx, func() (int64, bool) { return 0, w.sure.Load() })
+	return err
+}
+
+// until waits for ok, which is asked with mu held.
+func (w *flow) until(ctx context.Context, ok func() (int64, bool)) (int64, error) {
 	w.mu.Lock()
 	w.readers++
 	defer func() {
@@ -105,10 +121,10 @@ func (w *flow) wait(ctx context.Context, pos int64) (int64, error) {
 		w.mu.Unlock()
 	}()
 	for {
-		n := w.released.Load()
+		if n, ok := ok(); ok {
+			return n, nil
+		}
 		switch {
-		case n > pos:
-			return n - pos, nil
 		case w.err != nil:
 			return 0, w.err
 		case w.whole:

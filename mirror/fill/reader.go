@@ -124,17 +124,21 @@ func (r *Reader) open(w *cache.Writer) (*os.File, error) {
 func (r *Reader) Err() error { return r.err }
 
 // Next waits until bytes at the file's position may be sent, and returns how
-// many, max at most. At the end it is io.EOF. With any other error what was
+// many, limit at most. At the end it is io.EOF. With any other error what was
 // read so far must not be completed.
-func (r *Reader) Next(limit int64) (int64, error) {
-	n, err := r.next(limit)
+//
+// last says that the answer is complete with limit bytes. It may be a part of
+// the object, and what is released is not verified if there is no block list:
+// then the last byte waits until the whole is.
+func (r *Reader) Next(limit int64, last bool) (int64, error) {
+	n, err := r.next(limit, last)
 	if err != nil && err != io.EOF {
 		r.err = err
 	}
 	return n, err
 }
 
-func (r *Reader) next(limit int64) (int64, error) {
+func (r *Reader) next(limit int64, last bool) (int64, error) {
 	if r.file == nil {
 		if err := r.attach(); err != nil {
 			return 0, err
@@ -149,6 +153,14 @@ func (r *Reader) next(limit int64) (int64, error) {
 		if n, err = r.flow.wait(r.ctx, pos); err != nil {
 			return 0, err
 		}
+		if last && n >= limit && !r.flow.sure.Load() {
+			if limit > 1 {
+				return limit - 1, nil
+			}
+			if err := r.flow.waitSure(r.ctx); err != nil {
+				return 0, err
+			}
+		}
 	}
 	if n <= 0 {
 		return 0, io.EOF
@@ -156,9 +168,15 @@ func (r *Reader) next(limit int64) (int64, error) {
 	return min(n, limit), nil
 }
 
-// Read waits for bytes as Next does.
+// Read waits until what it reads is verified: nobody knows with which of its
+// bytes something is complete.
 func (r *Reader) Read(p []byte) (int, error) {
-	n, err := r.Next(int64(len(p)))
+	n, err := r.Next(int64(len(p)), false)
+	if err == nil && r.flow != nil {
+		if err = r.flow.waitSure(r.ctx); err != nil {
+			r.err = err
+		}
+	}
 	if err != nil {
 		return 0, err
 	}
