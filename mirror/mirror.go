@@ -34,6 +34,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/mirror/access"
@@ -102,11 +103,16 @@ type Mirror struct {
 	prefill prefiller
 
 	polling sync.Mutex // held by Refresh; guards what follows
+	closed  bool
 	client  *tuf.Client
 	fetcher *fetcher
 	roots   *rootChain
 	files   map[string]bool // names in metadata/ that are on the disk
 	older   []bool          // by upstream: it was asked for roots before the pinned one
+
+	base        context.Context // New's: of what runs for several requests
+	ahead       singleflight.Group
+	lookedAhead time.Time // guarded by ahead
 
 	mu    sync.Mutex // guards polls
 	polls []poll     // by upstream
@@ -140,7 +146,7 @@ func New(ctx context.Context, cfg Config) (_ *Mirror, err error) {
 		cfg.MinRate = 8 << 10
 	}
 	m := &Mirror{
-		cfg: cfg, id: rand.Text()[:16], fetcher: &fetcher{}, files: map[string]bool{},
+		cfg: cfg, base: ctx, id: rand.Text()[:16], fetcher: &fetcher{}, files: map[string]bool{},
 		older: make([]bool, len(cfg.Upstreams)), polls: make([]poll, len(cfg.Upstreams)),
 	}
 	defer func() {
@@ -214,6 +220,7 @@ func (m *Mirror) Close() error {
 	}
 	m.polling.Lock()
 	defer m.polling.Unlock()
+	m.closed = true
 	if m.client != nil {
 		errs = append(errs, m.client.Close())
 	}
@@ -261,6 +268,9 @@ func (m *Mirror) Run(ctx context.Context) {
 func (m *Mirror) Refresh(ctx context.Context) error {
 	m.polling.Lock()
 	defer m.polling.Unlock()
+	if m.closed {
+		return fill.ErrClosed
+	}
 	var errs []error
 	for i, u := range m.cfg.Upstreams {
 		err := m.refreshFrom(ctx, i, u, false)
@@ -294,6 +304,33 @@ func (m *Mirror) Refresh(ctx context.Context) error {
 		return nil
 	}
 	return errors.Join(errs...)
+}
+
+// A sibling that asks for what no view here names may have a newer one. Then
+// this mirror looks at its upstreams ahead of time, but not more often than
+// catchUpEvery, and lets the sibling wait for that no longer than catchUpWait.
+const (
+	catchUpEvery = time.Second
+	catchUpWait  = 2 * time.Second
+)
+
+// catchUp returns an object that a sibling has heard of before, or nil.
+func (m *Mirror) catchUp(ctx context.Context, name string) *object {
+	look := m.ahead.DoChan("", func() (any, error) {
+		if since := time.Since(m.lookedAhead); since < catchUpEvery {
+			return nil, nil
+		}
+		m.lookedAhead = time.Now()
+		return nil, m.Refresh(m.base)
+	})
+	timer := time.NewTimer(catchUpWait)
+	defer timer.Stop()
+	select {
+	case <-look:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return m.shown.Load().object(name)
 }
 
 // maxMadeRoom is how many objects one look at an upstream may push off a full

@@ -31,6 +31,12 @@ type rootChain struct {
 	files       map[int64][]byte
 }
 
+// CheckRoot reports whether a mirror could begin with data as its pinned root.
+func CheckRoot(data []byte) error {
+	_, err := newRootChain(data)
+	return err
+}
+
 // newRootChain begins with the pinned root.
 func newRootChain(pinned []byte) (*rootChain, error) {
 	c, err := tuf.Open(tuf.Config{Root: pinned})

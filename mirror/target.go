@@ -32,7 +32,11 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest)
 		return
 	}
+	via := upstream.ParseVia(r.Header)
 	obj := s.object(name)
+	if obj == nil && via.Sibling {
+		obj = m.catchUp(r.Context(), name)
+	}
 	if obj == nil {
 		fail(w, http.StatusNotFound)
 		return
@@ -47,7 +51,6 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, &sizeOnly{size: obj.Length})
 		return
 	}
-	via := upstream.ParseVia(r.Header)
 	if via.Passed(m.id) {
 		clearObjectHeaders(h)
 		fail(w, http.StatusLoopDetected)

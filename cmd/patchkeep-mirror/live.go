@@ -26,6 +26,7 @@ type live struct {
 	gate  *access.Gate
 	line  *line.Limiter // nil: there is no calendar, nor may one come
 
+	begun bool // what has no TLS by now stays without
 	tls   atomic.Pointer[tls.Config]
 	token atomic.Pointer[string]
 	cert  atomic.Pointer[tls.Certificate]
@@ -82,6 +83,7 @@ func (l *live) apply(o *serveOptions) error {
 	for _, f := range l.files {
 		errs = append(errs, f.reload(o))
 	}
+	l.begun = true
 	rules.Tokens = l.rules.Tokens
 	l.set(rules)
 	if l.line != nil {
@@ -153,7 +155,7 @@ func (f *followed) stat(o *serveOptions) (out []os.FileInfo) {
 // loadTLS makes the configuration of TLS anew. Sessions of the old one are not
 // resumed, so that who is not vouched for any more has to show a certificate.
 func (l *live) loadTLS(o *serveOptions) error {
-	if o.cert == "" {
+	if o.cert == "" || l.begun && l.tls.Load() == nil {
 		return nil
 	}
 	pair, err := readPair(o.cert, o.key)

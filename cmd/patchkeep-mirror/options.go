@@ -60,7 +60,7 @@ func (o *serveOptions) flags() *pflag.FlagSet {
 	f.StringVar(&o.minFree, "min-free", "512MiB", "keep so much of the disk free")
 	f.StringVar(&o.scrub, "scrub", "4MiB", "read cached objects again at so many bytes a second, to find damaged ones; 0: do not")
 	f.DurationVar(&o.poll, "poll", 30*time.Second, "time between looks at the upstreams")
-	f.IntVar(&o.fills, "max-fills", 8, "transfers from upstream at once")
+	f.IntVar(&o.fills, "max-fills", 4, "transfers of large objects from upstream at once")
 	f.StringVar(&o.limit, "limit", "", "calendar of the line's bandwidth, such as 'mon-fri 08:00-18:00=5MB/s,*=unlimited'")
 	f.StringArrayVar(&o.rings, "prefill-ring", nil, "fetch this ring's patches before their start time (repeatable)")
 	f.StringArrayVar(&o.siblings, "sibling", nil, "URL of another mirror of this site, to share the work with; may include this one (repeatable)")
@@ -135,6 +135,9 @@ func (o *serveOptions) mirrorConfig(ctx context.Context, creds upstream.Credenti
 	if cfg.Root, err = readFile(o.root, maxRootFile); err != nil {
 		return cfg, cli.WithHint(fmt.Errorf("read pinned root: %w", err),
 			"the pinned root is the repository's metadata/1.root.json; get it from whoever runs the repository")
+	}
+	if err := mirror.CheckRoot(cfg.Root); err != nil {
+		return cfg, fmt.Errorf("pinned root %s: %w", o.root, err)
 	}
 	if o.upstreamCA != "" {
 		if creds.Authorities, err = readPool(o.upstreamCA); err != nil {

@@ -143,6 +143,9 @@ func (f *Filler) note(s *source, err error, got int64) {
 		s.failedAt, s.lastErr = time.Time{}, ""
 		return
 	}
+	if s.sibling && errors.Is(err, fs.ErrNotExist) {
+		return // it has not heard of the object yet
+	}
 	now := f.cfg.Now()
 	s.failedAt, s.lastErr = now, err.Error()
 	s.errors++
