@@ -357,6 +357,19 @@ func TestReload(t *testing.T) {
 		got.Body.Close()
 	}
 
+	// TLS cannot come while it runs, nor may what would go with it.
+	certPEM, keyPEM := pair(t, "mirror")
+	cert, key := filepath.Join(at, "tls.pem"), filepath.Join(at, "tls.key")
+	write(t, cert, certPEM)
+	write(t, key, keyPEM)
+	write(t, config, base+"tls-cert: "+cert+"\ntls-key: "+key+"\nclient-ca: "+cert+"\n")
+	hangup(t)
+	r.says("tls-cert")
+	r.until("no tokens", status(200))
+	write(t, config, base+"token-file: "+tokens+"\n")
+	hangup(t)
+	r.until("tokens to be asked for", status(401))
+
 	write(t, config, base+"token-fiel: x\n")
 	hangup(t)
 	r.says("token-fiel")
