@@ -1,7 +1,9 @@
 package mirror
 
 import (
+	"context"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -23,9 +25,21 @@ const (
 	// and large writes are what TLS and HTTP/2 want.
 	copySize = 128 << 10
 
+	// corkFrom is the length of an answer from which on it is worth while to
+	// have it go in full segments.
+	corkFrom = 1 << 20
+
 	// statusGone is how a request whose client has left is counted.
 	statusGone = 499
 )
+
+// connKey finds the connection of a request in its context.
+type connKey struct{}
+
+// ConnContext is for http.Server.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
 
 var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
@@ -147,7 +161,9 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	next, file := whole, (*os.File)(nil)
 	switch r := lr.R.(type) {
 	case *os.File:
-		file = r
+		if file = r; lr.N >= corkFrom {
+			defer cork(w.req)()
+		}
 	case growing: // it has no file before there is a byte
 		next = func(want int64) (int64, error) {
 			n, err := w.await(r, want, want == lr.N)

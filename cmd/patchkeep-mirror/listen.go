@@ -83,7 +83,7 @@ func newServer(ctx context.Context, o *serveOptions, m *mirror.Mirror, l net.Lis
 	return &server{
 		listener: l, url: scheme + "://" + l.Addr().String(), tls: tlsConfig != nil,
 		http: &http.Server{
-			Handler: h, TLSConfig: tlsConfig, ConnState: m.ConnState,
+			Handler: h, TLSConfig: tlsConfig, ConnState: m.ConnState, ConnContext: mirror.ConnContext,
 			// No ReadTimeout and WriteTimeout: they are for the whole of a transfer.
 			// The mirror sets deadlines for each piece.
 			ReadHeaderTimeout: headerTimeout,
