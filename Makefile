@@ -57,8 +57,8 @@ fuzz: ## fuzz each target for FUZZTIME (60s)
 	bash .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: build $(call stamp,$(S3SERVER)) ## measure
-	go test -run '^$$' -bench . -benchtime 5x -timeout 30m -v ./client ./cmd
+bench: build $(call stamp,$(S3SERVER)) ## measure, beside curl, nginx and wrk, in half an hour
+	go test -run '^$$' -bench . -benchtime 5x -timeout 60m -v ./client ./cmd
 	go test -run '^$$' -bench . $$(go list ./... | grep -Ev '/(client|cmd)$$')
 
 .PHONY: docker

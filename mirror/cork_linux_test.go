@@ -16,12 +16,12 @@ func (w wrapped) NetConn() net.Conn { return w.Conn }
 // TestCork: a large answer goes out corked, through whatever lies over the
 // connection, and what comes after it does not.
 func TestCork(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the test
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String()) //nolint:noctx // the same
+	client, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -162,7 +162,8 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	switch r := lr.R.(type) {
 	case *os.File:
 		if file = r; lr.N >= corkFrom {
-			defer cork(w.req)()
+			uncork := cork(w.req)
+			defer uncork()
 		}
 	case growing: // it has no file before there is a byte
 		next = func(want int64) (int64, error) {
