@@ -33,6 +33,7 @@ func (m *Mirror) serveTarget(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	via := upstream.ParseVia(r.Header)
+	via.Sibling = via.Sibling && len(m.cfg.Siblings) > 0 // anybody can say so
 	obj := s.object(name)
 	if obj == nil && via.Sibling {
 		obj = m.catchUp(r.Context(), name)

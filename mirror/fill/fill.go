@@ -456,7 +456,7 @@ func (f *Filler) into(ctx context.Context, fl *fill, blocks []byte) (*cache.Hand
 	fl.flow.publish(w.Released())
 	t := &transfer{f: f, fl: fl, w: w, blocks: blocks != nil}
 	if err := t.run(ctx); err != nil {
-		if w.Written() > 0 && !errors.Is(err, errBlockList) {
+		if w.Written() >= minProgress && !errors.Is(err, errBlockList) { // less is not worth a doubt
 			w.Suspend()
 		}
 		return nil, err
