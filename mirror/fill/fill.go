@@ -167,6 +167,7 @@ type fill struct {
 	turn    chan struct{} // closed when it may begin
 	client  bool          // a client has asked for it, not only a prefill
 	direct  bool          // its bytes do not come from a sibling
+	nearby  bool          // it was begun for a sibling to be asked, which takes nothing of the line
 	waiters int           // who wait for it or read along; Prefill too
 	over    bool          // it has ended; waiters only keep the pin
 	w       *cache.Writer // nil before the first byte and after the last
@@ -190,7 +191,7 @@ func New(ctx context.Context, cfg Config) *Filler {
 		failed: map[key]failure{},
 		bans:   map[ban]time.Time{},
 	}
-	f.queue.max = [lanes]int{small: 2 * cfg.MaxFills, clients: cfg.MaxFills, prefills: cfg.MaxPrefills}
+	f.queue.max = [lanes]int{nearby: maxNearby, small: 2 * cfg.MaxFills, clients: cfg.MaxFills, prefills: cfg.MaxPrefills}
 	for _, s := range cfg.Sources {
 		f.sources = append(f.sources, &source{Source: s})
 	}
@@ -219,8 +220,8 @@ func (f *Filler) Close() {
 func (f *Filler) Open(ctx context.Context, obj Object, req Request) (*Reader, error) {
 	for tries := 0; ; tries++ {
 		r, err := f.open(ctx, obj, req)
-		if errors.Is(err, errGone) && tries < 2 { // it was evicted, or damaged, in between
-			continue
+		if (errors.Is(err, errGone) || errors.Is(err, errCached)) && tries < 3 {
+			continue // it was evicted, or damaged, or a fill ended, in between
 		}
 		if err != nil {
 			return nil, fmt.Errorf("fill %s: %w", obj.Name, err)
@@ -259,6 +260,9 @@ func (f *Filler) Prefill(ctx context.Context, obj Object) error {
 		return nil
 	}
 	fl, _, err := f.join(obj, Request{}, false)
+	if errors.Is(err, errCached) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("prefill %s: %w", obj.Name, err)
 	}
@@ -293,6 +297,9 @@ func (f *Filler) join(obj Object, req Request, client bool) (fl *fill, joined bo
 		return nil, false, ErrLoop // each would wait for the other
 	}
 	if fl == nil {
+		if f.cfg.Cache.Has(k.sum, k.length) { // its fill has ended since we looked
+			return nil, false, errCached
+		}
 		if fail, ok := f.failed[k]; ok {
 			if f.cfg.Now().Before(fail.until) {
 				return nil, false, fail.err
@@ -306,6 +313,7 @@ func (f *Filler) join(obj Object, req Request, client bool) (fl *fill, joined bo
 			turn: make(chan struct{}), done: make(chan struct{}),
 		}
 		fl.direct = req.Sibling || f.owner(k) == nil
+		fl.nearby = !fl.direct
 		f.fills[k] = fl
 		f.wg.Go(func() { f.run(ctx, fl) })
 	}
@@ -317,6 +325,9 @@ func (f *Filler) join(obj Object, req Request, client bool) (fl *fill, joined bo
 	f.waiters++
 	return fl, joined, nil
 }
+
+// errCached: there is nothing to join, the object is there.
+var errCached = errors.New("the object is in the cache")
 
 type requestKey struct{}
 

@@ -368,3 +368,75 @@ func TestLine(t *testing.T) {
 		t.Errorf("%d bytes over the line, want about %d; %d transfers from upstream, %d from the sibling", got, want, up.opens.Load(), sibling.opens.Load())
 	}
 }
+
+// peer is a sibling in the same process.
+type peer struct {
+	name    string
+	f       *Filler
+	objects map[string]Object
+}
+
+func (p *peer) String() string { return p.name }
+
+func (p *peer) OpenTarget(ctx context.Context, object string, _ int64) (io.ReadCloser, int64, error) {
+	obj := p.objects[object]
+	r, err := p.f.Open(ctx, obj, Request{Hops: []string{"other"}, Sibling: true})
+	return r, obj.Length, err
+}
+
+// TestSiblingsTakeNoTurns: two mirrors with one transfer at a time, each wanting
+// an object that the other one has to fetch: neither holds the only turn while it
+// waits for the other's.
+func TestSiblingsTakeNoTurns(t *testing.T) {
+	up := &fake{name: "up"}
+	objects := map[string]Object{}
+	toA, toB := &peer{name: "http://a", objects: objects}, &peer{name: "http://b", objects: objects}
+	a := newFiller(t, Config{Sources: []Source{up}, Siblings: []Source{toB}, Self: "http://a", MaxFills: 1})
+	b := newFiller(t, Config{Sources: []Source{up}, Siblings: []Source{toA}, Self: "http://b", MaxFills: 1})
+	toA.f, toB.f = a, b
+	var ofA, ofB []Object
+	for i := 0; len(ofA) < 4 || len(ofB) < 4; i++ {
+		obj := up.add(fmt.Sprint("large ", i), smallSize+i+1)
+		objects[obj.Name] = obj
+		if a.owner(key{obj.SHA256, obj.Length}) == nil {
+			ofA = append(ofA, obj)
+		} else {
+			ofB = append(ofB, obj)
+		}
+	}
+	var wg sync.WaitGroup
+	for f, list := range map[*Filler][]Object{a: ofB, b: ofA} {
+		for _, obj := range list {
+			wg.Go(func() {
+				if data, err := read(t, f, obj); err != nil || int64(len(data)) != obj.Length {
+					t.Errorf("%s: %d bytes, %v", obj.Name, len(data), err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := len(up.asked()); n != len(objects) {
+		t.Errorf("%d transfers for %d objects", n, len(objects))
+	}
+}
+
+// TestAskedAtTheEnd: a request that comes while a fill ends begins no other one.
+func TestAskedAtTheEnd(t *testing.T) {
+	up := &fake{name: "up"}
+	f := newFiller(t, Config{Sources: []Source{up}})
+	for i := range 200 {
+		obj := up.add(fmt.Sprint("object ", i), 10)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if _, err := read(t, f, obj); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if n := up.opens.Load(); n != 200 {
+		t.Errorf("%d transfers for 200 objects", n)
+	}
+}

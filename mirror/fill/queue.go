@@ -2,11 +2,13 @@ package fill
 
 import "slices"
 
-// The lanes in which fills wait for their turn. Small objects, such as block
-// lists, plans and halts, do not wait behind large ones; what clients wait for
-// never waits behind a prefill.
+// The lanes in which fills wait for their turn. What a sibling is asked for does
+// not wait behind what comes over the line, or two mirrors could wait for each
+// other's turns. Small objects, such as block lists, plans and halts, do not wait
+// behind large ones; what clients wait for never waits behind a prefill.
 const (
-	small = iota
+	nearby = iota
+	small
 	clients
 	prefills
 	lanes
@@ -14,6 +16,9 @@ const (
 
 // smallSize is the length up to which an object goes by the lane of its own.
 const smallSize = 1 << 20
+
+// maxNearby is how many objects come from siblings at once.
+const maxNearby = 256
 
 // queue says whose turn it is. It is guarded by Filler.mu.
 type queue struct {
@@ -26,6 +31,8 @@ type queue struct {
 
 func lane(fl *fill) int {
 	switch {
+	case fl.nearby:
+		return nearby
 	case fl.obj.Length <= smallSize:
 		return small
 	case fl.client:

@@ -86,6 +86,9 @@ func (t *transfer) run(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := t.queueUp(ctx, src); err != nil {
+			return err
+		}
 		before := t.w.Written()
 		err := t.try(ctx, src)
 		if err == nil {
@@ -132,6 +135,27 @@ func (t *transfer) run(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrUpstream, last)
+}
+
+// queueUp waits for a turn on the line, if the fill was begun without one and
+// its sibling has failed.
+func (t *transfer) queueUp(ctx context.Context, src *source) error {
+	t.f.mu.Lock()
+	if src.sibling || !t.fl.nearby {
+		t.f.mu.Unlock()
+		return nil
+	}
+	t.f.queue.end(t.fl)
+	t.fl.nearby, t.fl.turn = false, make(chan struct{})
+	t.f.queue.add(t.fl)
+	turn := t.fl.turn
+	t.f.mu.Unlock()
+	select {
+	case <-turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // givenUp reports whether to stop trying: after Tries of all sources, but not
