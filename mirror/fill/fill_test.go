@@ -420,23 +420,19 @@ func TestSiblingsTakeNoTurns(t *testing.T) {
 	}
 }
 
-// TestAskedAtTheEnd: a request that comes while a fill ends begins no other one.
+// TestAskedAtTheEnd: who missed the cache right before a fill ended, and comes to
+// the fills right after, begins no other one.
 func TestAskedAtTheEnd(t *testing.T) {
 	up := &fake{name: "up"}
 	f := newFiller(t, Config{Sources: []Source{up}})
-	for i := range 200 {
-		obj := up.add(fmt.Sprint("object ", i), 10)
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				if _, err := read(t, f, obj); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
+	obj := up.add("object", 10)
+	if err := f.Prefill(t.Context(), obj); err != nil {
+		t.Fatal(err)
 	}
-	if n := up.opens.Load(); n != 200 {
-		t.Errorf("%d transfers for 200 objects", n)
+	if _, _, err := f.join(obj, Request{}, true); !errors.Is(err, errCached) {
+		t.Errorf("joined after the end: %v", err)
+	}
+	if data, err := read(t, f, obj); err != nil || len(data) != 10 || up.opens.Load() != 1 {
+		t.Errorf("%d bytes, %v, after %d transfers", len(data), err, up.opens.Load())
 	}
 }
