@@ -4,39 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
+	"github.com/patchkeep/patchkeep/mirror/internal/smalldisk"
 )
-
-// smallDisk runs the test once more in a mount namespace of its own, where it
-// is given an empty file system of 8 MiB. It needs no root.
-func smallDisk(t *testing.T) (dir string) {
-	t.Helper()
-	const env = "PATCHKEEP_TEST_SMALL_DISK"
-	if dir := os.Getenv(env); dir != "" {
-		if err := syscall.Mount("small", dir, "tmpfs", 0, "size=8m,mode=700"); err != nil {
-			t.Fatalf("mount a small disk: %v", err)
-		}
-		return dir
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), env+"="+t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Errorf("on a small disk: %v\n%s", err, out)
-	}
-	return ""
-}
 
 // fillUp leaves no byte of the file system.
 func fillUp(t *testing.T, dir string) {
@@ -56,7 +30,7 @@ func fillUp(t *testing.T, dir string) {
 // served, new metadata comes, and a patch that has no room is refused; when
 // there is room again it comes.
 func TestDiskFilledByOthers(t *testing.T) {
-	disk := smallDisk(t)
+	disk := smalldisk.Mount(t)
 	if disk == "" {
 		return
 	}

