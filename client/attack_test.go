@@ -196,7 +196,7 @@ func TestAttacks(t *testing.T) {
 			dest := filepath.Join(t.TempDir(), "hello.bin")
 			err := c.Refresh(t.Context())
 			if err == nil {
-				_, _, err = c.Download(t.Context(), patchPath, dest, nil)
+				_, _, err = c.Download(t.Context(), patchPath, dest, client.DownloadOptions{})
 			}
 			if !errors.Is(err, a.want) {
 				t.Errorf("error %v, want %v", err, a.want)
@@ -212,7 +212,7 @@ func TestAttacks(t *testing.T) {
 				if err := c.Refresh(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if _, _, err := c.Download(t.Context(), patchPath, dest, nil); err != nil {
+				if _, _, err := c.Download(t.Context(), patchPath, dest, client.DownloadOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				if got, _ := os.ReadFile(dest); !bytes.Equal(got, data) {

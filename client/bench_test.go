@@ -260,7 +260,7 @@ func benchPatchkeep(args []string) error {
 	if err := c.Refresh(ctx); err != nil {
 		return err
 	}
-	_, _, err = c.Download(ctx, target, out, nil)
+	_, _, err = c.Download(ctx, target, out, client.DownloadOptions{})
 	return err
 }
 

@@ -58,14 +58,14 @@ func TestDownloadUsesTheBlockList(t *testing.T) {
 			honest := serveHonest(t, &server{Repo: s.Repo})
 			cl := open(t, client.Config{Root: s.root, Mirrors: []string{s.url, honest}})
 			dest := filepath.Join(t.TempDir(), "f")
-			_, res, err := cl.Download(t.Context(), patchPath, dest, nil)
+			_, res, err := cl.Download(t.Context(), patchPath, dest, client.DownloadOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got, _ := os.ReadFile(dest); !bytes.Equal(got, data) {
 				t.Fatal("wrong file")
 			}
-			if used := len(res.From) == 2; used != c.used {
+			if used := len(res.From()) == 2; used != c.used {
 				t.Errorf("block list used: %t, want %t (%+v)", used, c.used, res)
 			}
 		})
@@ -87,7 +87,7 @@ func TestNamesInURLs(t *testing.T) {
 		c := open(t, client.Config{Root: s.Latest("root"), Mirrors: []string{s.url + "/"}})
 		for i, n := range names {
 			dest := filepath.Join(t.TempDir(), fmt.Sprint(i))
-			if _, _, err := c.Download(t.Context(), n, dest, nil); err != nil {
+			if _, _, err := c.Download(t.Context(), n, dest, client.DownloadOptions{}); err != nil {
 				t.Errorf("%s: %v", n, err)
 			} else if got, _ := os.ReadFile(dest); !bytes.Equal(got, s.Artifacts[n]) {
 				t.Errorf("%s: wrong file", n)
@@ -150,7 +150,7 @@ func TestMirrorsFailOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := c.Download(t.Context(), patchPath, filepath.Join(t.TempDir(), "f"), nil); err != nil {
+	if _, _, err := c.Download(t.Context(), patchPath, filepath.Join(t.TempDir(), "f"), client.DownloadOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	down := open(t, client.Config{Root: s.root, Mirrors: []string{"http://127.0.0.1:1", stale.url}})

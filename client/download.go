@@ -15,14 +15,25 @@ import (
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
-// Download brings a target to dest: see fetch.File. progress may be nil.
-func (c *Client) Download(ctx context.Context, targetPath, dest string, progress func(done, total int64)) (*tuf.Target, fetch.Result, error) {
+// DownloadOptions go with Download. The zero value takes everything from the
+// mirrors and tells nobody.
+type DownloadOptions struct {
+	// Progress is told how much of the file is there: see fetch.Request.
+	Progress func(done, total int64)
+	// Bases are files on this machine that the target may share bytes with, such
+	// as the version installed before, the likeliest first. What is taken from
+	// them is verified like what comes from a mirror.
+	Bases []fetch.Base
+}
+
+// Download brings a target to dest: see fetch.File.
+func (c *Client) Download(ctx context.Context, targetPath, dest string, o DownloadOptions) (*tuf.Target, fetch.Result, error) {
 	t, err := c.Target(ctx, targetPath)
 	if err != nil {
 		return nil, fetch.Result{}, err
 	}
 	req := fetch.Request{
-		URLs: c.urls(t), Length: t.Length, Hashes: t.Hashes, Dest: dest, Progress: progress,
+		URLs: c.urls(t), Length: t.Length, Hashes: t.Hashes, Dest: dest, Bases: o.Bases, Progress: o.Progress,
 	}
 	if !present(dest, t.Length) { // a block list does not help to check what is there
 		if req.Blocks, err = c.blocks(ctx, t); err != nil {

@@ -66,8 +66,8 @@ func Example_download() {
 		log.Fatal(err)
 	}
 	dest := filepath.Join(dir, "hello.sh")
-	_, res, err := c.Download(ctx, "patches/hello/1.1/any/hello.sh", dest, func(done, total int64) {
-		fmt.Println(done, "of", total)
+	_, res, err := c.Download(ctx, "patches/hello/1.1/any/hello.sh", dest, client.DownloadOptions{
+		Progress: func(done, total int64) { fmt.Println(done, "of", total) },
 	})
 	if err != nil {
 		log.Fatal(err)

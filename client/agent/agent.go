@@ -133,7 +133,7 @@ func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Targ
 	if err := s.client.Refresh(ctx); err != nil {
 		return nil, fetch.Result{}, fmt.Errorf("refresh metadata: %w", err)
 	}
-	t, res, err := s.client.Download(ctx, targetPath, out, a.progress(targetPath))
+	t, res, err := s.client.Download(ctx, targetPath, out, client.DownloadOptions{Progress: a.progress(targetPath)})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, res, fmt.Errorf("%s: the repository has no such target: %w", targetPath, err)
 	}

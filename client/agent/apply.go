@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/patchkeep/patchkeep/client"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -246,7 +247,7 @@ func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
 	if err := install.PrivateDir(filepath.Dir(path)); err != nil {
 		return "", err
 	}
-	t, _, err := at.client.Download(ctx, it.Path, path, at.progress(it.ID()))
+	t, _, err := at.client.Download(ctx, it.Path, path, client.DownloadOptions{Progress: at.progress(it.ID())})
 	if err != nil {
 		return "", err
 	}

@@ -17,12 +17,18 @@ import (
 
 // Request is a file to fetch, as signed metadata describes it.
 type Request struct {
-	URLs   []string          // of the object, the best first
+	URLs []string // of the object, the best first
+	// Peers is how many of the first URLs are as good as each other: blocks are
+	// taken from all of them at once. 0 and 1: one mirror at a time.
+	Peers  int
 	Length int64             // exact, in bytes
 	Hashes map[string]string // algorithm → lower hex, at least one of sha256 and sha512; all are checked
 	// Blocks is the verified block list: the SHA-256 of each layout.BlockSize
 	// bytes, one after the other. nil: there is none.
 	Blocks []byte
+	// Bases are local files that may hold blocks of this one. With a block list,
+	// blocks that they share are not fetched.
+	Bases []Base
 	// Dest is where the file goes, in a directory that exists. The partial file
 	// and what is known of it lie beside it, as <Dest>.part and <Dest>.part.json.
 	Dest string
@@ -31,13 +37,40 @@ type Request struct {
 	Progress func(done, total int64)
 }
 
+// Base is a file on this machine that may share bytes with a target.
+type Base struct {
+	Path   string
+	SHA256 string // lower-case hex, as it was when it was verified; "" if not known
+}
+
 // Result says how a file came.
 type Result struct {
 	Bytes   int64         // read from the network, also what was thrown away
 	Resumed int64         // taken over from an earlier try
-	From    []string      // URLs that gave bytes of the file
+	Copied  int64         // taken over from Bases
+	Sources []Source      // how each mirror did
 	Reused  bool          // Dest was right already
 	Elapsed time.Duration // in all
+}
+
+// Source says how one mirror did during a download.
+type Source struct {
+	URL   string        // as it was given, without user and query
+	Bytes int64         // of its answers' bodies
+	Took  time.Duration // that they took to come, waits for the limiter not counted
+	Gave  bool          // bytes of the file as it is now
+	Err   error         // its last failure, nil if it had none
+}
+
+// From lists the URLs of the sources that gave bytes of the file.
+func (r *Result) From() []string {
+	var urls []string
+	for _, s := range r.Sources {
+		if s.Gave {
+			urls = append(urls, s.URL)
+		}
+	}
+	return urls
 }
 
 // File fetches a file: verified, synced to the disk, renamed into place, or an
@@ -48,6 +81,9 @@ func (f *Fetcher) File(ctx context.Context, r Request) (Result, error) {
 	d := &download{f: f, Request: r}
 	err := d.run(ctx)
 	d.res.Elapsed = time.Since(start)
+	if d.srcs != nil {
+		d.res.Sources = d.srcs.told(d.from)
+	}
 	if err != nil {
 		return d.res, fmt.Errorf("fetch file %s: %w", r.Dest, noSpace(err))
 	}
@@ -253,9 +289,6 @@ func (d *download) finish(h *hashes) error {
 	}
 	if err := d.part.publish(d.Length); err != nil {
 		return err
-	}
-	for _, src := range d.from {
-		d.res.From = append(d.res.From, redact(src.url))
 	}
 	d.tell(d.Length, true)
 	return nil

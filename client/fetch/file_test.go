@@ -130,7 +130,7 @@ func TestBadMirrorIsLeftAfterOneBlock(t *testing.T) {
 	if len(bad.seen()) != 1 {
 		t.Errorf("the bad mirror was asked %d times", len(bad.seen()))
 	}
-	if len(res.From) != 2 || res.Bytes > 9*mib {
+	if len(res.From()) != 2 || res.Bytes > 9*mib {
 		t.Errorf("result %+v", res)
 	}
 }

@@ -192,6 +192,8 @@ func (r *reader) transfer(ctx context.Context, src *source) error {
 	}
 	defer t.Close()
 	defer func() {
+		src.bytes += t.read
+		src.took += time.Since(t.started) - t.waited
 		// Only what was never there before counts: the same bytes can be sent for ever.
 		if t.useful(r.pos() - r.furthest) {
 			r.srcs.progressed(src)

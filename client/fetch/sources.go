@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,9 @@ type source struct {
 	backoff backoff.ExponentialBackOff
 	dead    bool
 	err     error // last failure
+
+	bytes int64         // of the bodies of its answers
+	took  time.Duration // that they took to come
 }
 
 func (o *Options) sources(urls []string) *sources {
@@ -42,6 +46,15 @@ func (o *Options) sources(urls []string) *sources {
 		}})
 	}
 	return s
+}
+
+// told says how each did; those in from gave bytes of the file.
+func (s *sources) told(from []*source) []Source {
+	var all []Source
+	for _, src := range s.list {
+		all = append(all, Source{redact(src.url), src.bytes, src.took, slices.Contains(from, src), src.err})
+	}
+	return all
 }
 
 // next waits for and returns the source to ask: of those alive, the one that

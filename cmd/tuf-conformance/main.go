@@ -138,7 +138,7 @@ func (o *options) download(ctx context.Context) error {
 	}
 	for _, name := range o.targetNames {
 		dest := filepath.Join(o.targetDir, fileName(name))
-		if _, _, err := c.Download(ctx, name, dest, nil); err != nil {
+		if _, _, err := c.Download(ctx, name, dest, client.DownloadOptions{}); err != nil {
 			// The suite takes whatever lies there for a target. Only a run that
 			// was killed leaves something to go on with.
 			os.Remove(dest + ".part")
