@@ -1,0 +1,119 @@
+package agent_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
+	"github.com/patchkeep/patchkeep/repo/layout"
+	"github.com/patchkeep/patchkeep/repo/patch"
+	"github.com/patchkeep/patchkeep/repo/rollout"
+)
+
+// exampleRepository serves a repository in which ring users has approved one
+// patch: hello 1.1, a file to be delivered. It returns an enrolled machine's
+// options, and the machine's install root.
+func exampleRepository() (opts agent.Options, installRoot string, stop func()) {
+	must := func(err error) {
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	long := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	p := &patch.Patch{
+		Format: patch.Format, ID: patch.MakeID("hello", "1.1", "any"), Product: "hello", Version: "1.1", Platform: "any",
+		Kind: patch.KindFile, Released: long,
+	}
+	content := []byte("hello, world\n")
+	path, err := layout.PatchPath(p.Product, p.Version, p.Platform, "hello.txt")
+	must(err)
+	custom, err := p.ToCustom()
+	must(err)
+	digest, err := patch.Digest(custom)
+	must(err)
+	sum := sha256.Sum256(content)
+	plan := &rollout.Plan{Format: rollout.Format, Ring: "users", Entries: []rollout.Entry{
+		{Patch: path, SHA256: hex.EncodeToString(sum[:]), Custom: digest, NotBefore: long},
+	}}
+	planJSON, err := plan.Encode()
+	must(err)
+
+	r := tuftest.New()
+	product, ring := layout.ProductRole("hello"), layout.RingRole("users")
+	r.Delegate(layout.RoleTargets, tuftest.Delegation{Role: product, Terminating: true, Paths: layout.ProductPatterns("hello")})
+	r.Delegate(layout.RoleTargets, tuftest.Delegation{Role: ring, Terminating: true, Paths: layout.RingPatterns("users")})
+	r.AddArtifact(product, path, content)
+	r.Targets[product].Signed.Targets[path].Custom = &custom
+	r.AddArtifact(ring, layout.PlanPath("users"), planJSON)
+	r.PublishAll()
+	ts := httptest.NewServer(r)
+
+	dir, err := os.MkdirTemp("", "example")
+	must(err)
+	installRoot = filepath.Join(dir, "programs")
+	opts = agent.Options{Dir: filepath.Join(dir, "state")}
+	_, err = agent.Enroll(context.Background(), agent.EnrollOptions{
+		Dir: opts.Dir, Servers: []string{ts.URL}, Root: r.Published[layout.RoleRoot][0], Ring: "users",
+		MachineID: "machine-1", InstallRoot: installRoot,
+	})
+	must(err)
+	return opts, installRoot, func() {
+		ts.Close()
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// Check tells what there is for this machine, and why.
+func ExampleAgent_Check() {
+	opts, _, stop := exampleRepository()
+	defer stop()
+
+	a, err := agent.Open(opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+	report, err := a.Check(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, it := range report.Patches {
+		fmt.Printf("%s: %s: %s\n", it.ID(), it.State, it.Why)
+	}
+	// Output: hello 1.1: offered: all conditions hold
+}
+
+// Apply installs what is offered. Progress is told of downloads.
+func ExampleAgent_Apply() {
+	opts, installRoot, stop := exampleRepository()
+	defer stop()
+
+	opts.Progress = func(p agent.Progress) { fmt.Printf("%s: %d of %d bytes\n", p.What, p.Done, p.Total) }
+	a, err := agent.Open(opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := a.Apply(context.Background(), agent.ApplyOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, d := range result.Done {
+		fmt.Println(d.ID(), d.Step)
+	}
+	text, err := os.ReadFile(filepath.Join(installRoot, "hello", "current", "hello.txt"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s", text)
+	// Output:
+	// hello 1.1: 13 of 13 bytes
+	// hello 1.1 committed
+	// hello, world
+}
