@@ -43,6 +43,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client"
 	"github.com/patchkeep/patchkeep/client/fetch"
+	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 )
@@ -97,7 +98,7 @@ func Open(opts Options) (*Agent, error) {
 		opts.Now = time.Now
 	}
 	if opts.BootID == nil {
-		opts.BootID = bootID
+		opts.BootID = boot.ID
 	}
 	a := &Agent{opts: opts}
 	if a.config, err = readConfig(dir); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client"
 	"github.com/patchkeep/patchkeep/client/install"
+	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/client/tuf"
 )
 
@@ -56,5 +57,5 @@ func (a *Agent) Status() (*Status, error) {
 // installed; if the system cannot tell, it is taken for not.
 func (a *Agent) rebooted(r *Record) bool {
 	now, err := a.opts.BootID()
-	return err == nil && r.Boot != "" && now != "" && !sameBoot(r.Boot, now)
+	return err == nil && r.Boot != "" && now != "" && !boot.Same(r.Boot, now)
 }

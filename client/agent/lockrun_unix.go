@@ -5,21 +5,9 @@ package agent
 import (
 	"errors"
 	"os"
-	"runtime"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-func bootID() (string, error) {
-	if runtime.GOOS == "linux" {
-		data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		return strings.TrimSpace(string(data)), err
-	}
-	return sysctlBootID()
-}
-
-func sameBoot(a, b string) bool { return a == b }
 
 // lockRun takes a lock that lasts as long as this process or any program that
 // inherits the handle. ok is false if such a one is still there.
