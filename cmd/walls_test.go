@@ -27,6 +27,7 @@ var walls = []wall{
 	{"repo/layout", nil},
 	{"repo/patch/...", leaves},
 	{"repo/rollout/...", leaves},
+	{"repo/mirrors/...", leaves},
 	{"repo/internal/...", leaves},
 	{"repo/store/...", []string{"repo/store/...", "repo/layout"}},
 	{"repo/...", []string{"repo/...", "client/tuf/..."}},
@@ -34,7 +35,7 @@ var walls = []wall{
 	{"mirror/...", append([]string{"mirror/...", "client/...", "repo/store/..."}, leaves...)},
 }
 
-var leaves = []string{"repo/layout", "repo/patch/...", "repo/rollout/...", "repo/internal/..."}
+var leaves = []string{"repo/layout", "repo/patch/...", "repo/rollout/...", "repo/mirrors/...", "repo/internal/..."}
 
 // linked says what must not be in a program, however it got there.
 var linked = map[string][]string{

@@ -17,6 +17,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
+	"github.com/patchkeep/patchkeep/repo/mirrors"
 	"github.com/patchkeep/patchkeep/repo/patch"
 	"github.com/patchkeep/patchkeep/repo/rollout"
 )
@@ -330,7 +331,7 @@ func (v *verifier) blocks(path string, tf *metadata.TargetFiles, want []byte) {
 func (v *verifier) isDocument(path string) bool {
 	tf := v.targets[path]
 	_, isPlan := v.planRing(path)
-	return (isPlan || path == layout.HaltsPath) && tf.Length <= rollout.MaxPlanSize
+	return (isPlan || path == layout.HaltsPath || path == layout.MirrorsPath) && tf.Length <= rollout.MaxPlanSize
 }
 
 func (v *verifier) planRing(path string) (string, bool) {
@@ -342,13 +343,17 @@ func (v *verifier) planRing(path string) (string, bool) {
 	return "", false
 }
 
-// document checks a plan or the halt list.
+// document checks a plan, the halt list or the list of mirrors.
 func (v *verifier) document(path string, data []byte) {
-	if path == layout.HaltsPath {
-		if _, err := rollout.ParseHalts(data); err != nil {
-			v.fault(path, "%v", err)
-		}
-		return
+	var err error
+	switch path {
+	case layout.HaltsPath:
+		_, err = rollout.ParseHalts(data)
+	case layout.MirrorsPath:
+		_, err = mirrors.Parse(data)
+	}
+	if err != nil {
+		v.fault(path, "%v", err)
 	}
 	ring, ok := v.planRing(path)
 	if !ok {

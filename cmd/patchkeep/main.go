@@ -81,7 +81,7 @@ them go to a ring of machines, and anyone on call can stop them.`,
 	cli.BindEnv(root, "keys", "PATCHKEEP_KEYS")
 	root.AddCommand(
 		newInit(a), newKey(a), newProduct(a), newPatch(a), newRing(a), newRollout(a),
-		newHalt(a), newRenew(a), newRootCommand(a), newVerify(a),
+		newHalt(a), newMirror(a), newRenew(a), newRootCommand(a), newVerify(a),
 	)
 	return root
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/patchkeep/patchkeep/repo/mirrors"
 	"github.com/patchkeep/patchkeep/repo/patch"
 	"github.com/patchkeep/patchkeep/repo/rollout"
 )
@@ -26,10 +28,11 @@ var kinds = map[string]struct {
 	parse func([]byte) error
 	typ   reflect.Type
 }{
-	"patch":  {func(b []byte) error { _, err := patch.Parse(b); return err }, reflect.TypeFor[patch.Patch]()},
-	"plan":   {func(b []byte) error { _, err := rollout.ParsePlan(b); return err }, reflect.TypeFor[rollout.Plan]()},
-	"halts":  {func(b []byte) error { _, err := rollout.ParseHalts(b); return err }, reflect.TypeFor[rollout.Halts]()},
-	"change": {func(b []byte) error { _, err := rollout.ParseChange(b); return err }, reflect.TypeFor[rollout.Change]()},
+	"patch":   {func(b []byte) error { _, err := patch.Parse(b); return err }, reflect.TypeFor[patch.Patch]()},
+	"plan":    {func(b []byte) error { _, err := rollout.ParsePlan(b); return err }, reflect.TypeFor[rollout.Plan]()},
+	"halts":   {func(b []byte) error { _, err := rollout.ParseHalts(b); return err }, reflect.TypeFor[rollout.Halts]()},
+	"change":  {func(b []byte) error { _, err := rollout.ParseChange(b); return err }, reflect.TypeFor[rollout.Change]()},
+	"mirrors": {func(b []byte) error { _, err := mirrors.Parse(b); return err }, reflect.TypeFor[mirrors.List]()},
 }
 
 func compile(t *testing.T, kind string) *jsonschema.Schema {
@@ -103,6 +106,13 @@ func written() map[string][][]byte {
 		Preparation: "p", TestEvidence: []rollout.Evidence{{Name: "log", SHA256: sumB, Note: "n"}}, Installation: "i",
 		RollbackPlan: "r", Verification: "v", Author: "anna", Patches: map[string]string{"patches/app/2.1/windows-amd64/setup.exe": sumA},
 	}
+	list := &mirrors.List{Format: 1, Mirrors: []mirrors.Mirror{
+		{
+			URL: "https://mirror.example.org:8443/a%20b", Networks: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("2001:db8::/32")},
+			Region: "eu", Weight: 3, Origin: true,
+		},
+		{URL: "http://[2001:db8::1]"},
+	}}
 	bare := func(p *patch.Patch) []byte { // custom without its wrapper
 		var c struct{ Patchkeep json.RawMessage }
 		if err := json.Unmarshal(must(p.ToCustom()), &c); err != nil {
@@ -111,10 +121,11 @@ func written() map[string][][]byte {
 		return c.Patchkeep
 	}
 	return map[string][][]byte{
-		"patch":  {bare(full), bare(plain)},
-		"plan":   {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
-		"halts":  {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
-		"change": {must(change.Encode()), must((&rollout.Change{Format: 1, ID: "c", Ring: "r", Patches: map[string]string{"patches/p/1/any/f": sumB}}).Encode())},
+		"patch":   {bare(full), bare(plain)},
+		"plan":    {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
+		"halts":   {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
+		"mirrors": {must(list.Encode()), must((&mirrors.List{Format: 1}).Encode())},
+		"change":  {must(change.Encode()), must((&rollout.Change{Format: 1, ID: "c", Ring: "r", Patches: map[string]string{"patches/p/1/any/f": sumB}}).Encode())},
 	}
 }
 
@@ -168,7 +179,19 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"entries/1/patch", "patches/p/1/any/a.blocks.b"},
 			{"entries/1/patch", "patches/p/1/any/ä b"},
 		},
-		"halts":  {{"halts", drop{}}, {"halts/0/reason", drop{}}, {"halts/0/product", ""}, {"halts/0/all", false}},
+		"halts": {{"halts", drop{}}, {"halts/0/reason", drop{}}, {"halts/0/product", ""}, {"halts/0/all", false}},
+		"mirrors": {
+			{"mirrors", drop{}},
+			{"mirrors/0/networks", drop{}},
+			{"mirrors/0/region", ""},
+			{"mirrors/0/weight", 0},
+			{"mirrors/0/weight", 1000},
+			{"mirrors/0/url", "http://10.1.2.3"},
+			{"mirrors/0/url", "https://h/a-b_c~d"},
+			{"mirrors/0/networks/0", "0.0.0.0/0"},
+			{"mirrors/0/networks/0", "::/0"},
+			{"mirrors/0/networks/0", "2001:db8:1::/48"},
+		},
 		"change": {{"what", drop{}}, {"risk", "any word"}, {"planned_from", drop{}}, {"test_evidence/0/name", drop{}}},
 	}
 	bad := map[string][]mutation{
@@ -293,6 +316,43 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"halts/0/since", "0001-01-01T00:00:00Z"},
 			{"halts/0/reason", strings.Repeat("x", 4097)},
 			{"halts/0/by", 7},
+		},
+		"mirrors": {
+			{"format", 2},
+			{"format", drop{}},
+			{"mirrors", map[string]any{}},
+			{"mirrors/0/url", drop{}},
+			{"mirrors/0/url", ""},
+			{"mirrors/0/url", "ftp://h"},
+			{"mirrors/0/url", "https://"},
+			{"mirrors/0/url", "https://h/"},
+			{"mirrors/0/url", "https://H"},
+			{"mirrors/0/url", "https://u@h"},
+			{"mirrors/0/url", "https://h?x"},
+			{"mirrors/0/url", "https://h/a?x"},
+			{"mirrors/0/url", "https://h#x"},
+			{"mirrors/0/url", "https://h/a#x"},
+			{"mirrors/0/url", "https://h//a"},
+			{"mirrors/0/url", "https://h/a b"},
+			{"mirrors/0/url", `https://h/a\b`},
+			{"mirrors/0/url", "https://h:0"},
+			{"mirrors/0/url", "https://-h"},
+			{"mirrors/0/url", "https://" + strings.Repeat("h.", 253) + "h"},
+			{"mirrors/0/networks", slices.Repeat([]any{"10.0.0.0/8"}, 65)},
+			{"mirrors/0/networks/0", ""},
+			{"mirrors/0/networks/0", "10.0.0.0"},
+			{"mirrors/0/networks/0", "10.0.0.0/33"},
+			{"mirrors/0/networks/0", "10.0/8"},
+			{"mirrors/0/networks/0", "::/129"},
+			{"mirrors/0/networks/0", "::ffff:10.0.0.0/104"},
+			{"mirrors/0/networks/0", "fe80::%eth0/64"},
+			{"mirrors/0/networks/0", 10},
+			{"mirrors/0/region", "a b"},
+			{"mirrors/0/region", long},
+			{"mirrors/0/weight", -1},
+			{"mirrors/0/weight", 1001},
+			{"mirrors/0/weight", 1.5},
+			{"mirrors/0/origin", "yes"},
 		},
 		"change": {
 			{"format", drop{}},

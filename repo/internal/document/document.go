@@ -5,6 +5,7 @@ package document
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -91,7 +92,7 @@ func exact(raw json.RawMessage, t reflect.Type, outermost bool) (json.RawMessage
 	if t.Kind() == reflect.Pointer {
 		return exact(raw, t.Elem(), outermost)
 	}
-	if !outermost && reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) || string(raw) == "null" {
+	if !outermost && readsItself(t) || string(raw) == "null" {
 		return raw, nil
 	}
 	switch t.Kind() {
@@ -129,6 +130,11 @@ func exact(raw json.RawMessage, t reflect.Type, outermost bool) (json.RawMessage
 		return json.Marshal(list)
 	}
 	return raw, nil
+}
+
+func readsItself(t reflect.Type) bool {
+	p := reflect.PointerTo(t)
+	return p.Implements(reflect.TypeFor[json.Unmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 }
 
 func fields(t reflect.Type) map[string]reflect.Type {
