@@ -25,11 +25,17 @@
 //	patches/        one journal a patch  history.json  what came of them
 //	halts.json      every halt ever seen seen.json     when patches were first seen
 //	installed.json  what was installed   report.json   the last check
-//	install/        logs of installers   agent.lock
+//	install/        logs of installers   bases/        installed files, for deltas
+//	agent.lock      of the one agent at work
+//
+// A file that a power cut damaged is set aside as <name>.damaged, and the agent
+// goes on; but not without its enrolment, nor if it cannot know any more what
+// was stopped.
 package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -57,6 +63,7 @@ var (
 	ErrBusy        = errors.New("another patchkeep-agent is at work")
 	ErrFailed      = errors.New("not installed")
 	ErrPartial     = errors.New("some patches were installed, others were not")
+	ErrDamaged     = errors.New("damaged")
 )
 
 // Options of an agent. Only Dir is needed.
@@ -72,6 +79,10 @@ type Options struct {
 	Now       func() time.Time       // nil: time.Now; its location is the machine's
 	BootID    func() (string, error) // names the time since the last boot; nil: asks the system
 	Progress  func(Progress)         // told at most some ten times a second; nil: none
+
+	// MaxBases is how many bytes of installed files are kept, so that the next
+	// version needs only what changed. 0: 1 GiB; less: none.
+	MaxBases int64
 }
 
 // Progress is how far a download is.
@@ -107,6 +118,9 @@ func Open(opts Options) (*Agent, error) {
 	if a.root, err = readFile(a.path(rootFile), maxRoot); err != nil {
 		return nil, fmt.Errorf("read pinned root: %w", err)
 	}
+	if !json.Valid(a.root) {
+		return nil, fmt.Errorf("the pinned root %s is %w: enroll this machine again, with --force", a.path(rootFile), ErrDamaged)
+	}
 	if opts.System != "" {
 		a.config.System = opts.System
 	}
@@ -126,7 +140,7 @@ func (a *Agent) path(parts ...string) string {
 // Download fetches and verifies any target file that the repository signs.
 // It asks neither ring nor halts: the file is for looking at.
 func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Target, fetch.Result, error) {
-	s, err := a.begin()
+	s, err := a.begin(ctx)
 	if err != nil {
 		return nil, fetch.Result{}, err
 	}
@@ -155,10 +169,16 @@ type session struct {
 	lock      *flock.Flock
 	installer *install.Installer
 	journal   *journal
+	retry     *ApplyOptions // what a person asked to try again; nil: nothing
+}
+
+// retries reports whether a person asked to try it again.
+func (s *session) retries(it *Item) bool {
+	return s.retry != nil && s.retry.wants(it.Product, it.Version)
 }
 
 // begin takes the lock. ErrBusy if another agent has it.
-func (a *Agent) begin() (*session, error) {
+func (a *Agent) begin(ctx context.Context) (*session, error) {
 	if err := install.PrivateDir(a.opts.Dir); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -177,6 +197,10 @@ func (a *Agent) begin() (*session, error) {
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open trusted state: %w", err), lock.Unlock())
+	}
+	if err := s.heal(ctx); err != nil {
+		s.end()
+		return nil, err
 	}
 	return s, nil
 }

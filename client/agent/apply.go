@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/patchkeep/patchkeep/client"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -20,7 +21,7 @@ import (
 
 // ApplyOptions say what of the offered patches to install.
 type ApplyOptions struct {
-	Only   string // "<product>" or "<product>@<version>"; "": all
+	Only   string // "<product>" or "<product>@<version>", with what that requires; "": all
 	DryRun bool   // download and install nothing
 	Retry  bool   // also what failed too often or does not apply by its installer's word
 }
@@ -42,7 +43,8 @@ type Applied struct {
 	Log      string `json:"log,omitempty"`
 	Resumed  bool   `json:"resumed,omitempty"` // begun by an earlier run that was cut off, or before a reboot
 
-	err error
+	rebooting bool // its installer is rebooting the machine
+	err       error
 }
 
 // ID is "<product> <version>".
@@ -56,8 +58,8 @@ type Result struct {
 }
 
 // Apply finishes what an earlier run began, checks, and installs each offered
-// patch, one after another; after each it checks anew. A patch that fails does
-// not hold up the others.
+// patch, one after another, what others require before those; after each it
+// checks anew. A patch that fails holds up only those that require it.
 //
 // The error is nil if nothing failed. It wraps ErrPartial if some patches were
 // installed and something failed, else what stood in the way: tuf.ErrExpired,
@@ -68,11 +70,14 @@ type Result struct {
 // is waited for.
 func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 	res := &Result{DryRun: o.DryRun, Done: []Applied{}}
-	s, err := a.begin()
+	s, err := a.begin(ctx)
 	if err != nil {
 		return res, err
 	}
 	defer s.end()
+	if o.Retry {
+		s.retry = &o
+	}
 	if !o.DryRun {
 		if err := s.resume(ctx, res); err != nil {
 			return res, res.verdict(err)
@@ -82,6 +87,7 @@ func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 				return res, res.verdict(err)
 			}
 		}
+		s.trimBases(ctx, 0)
 	}
 	tried := make(map[string]bool)
 	for {
@@ -105,12 +111,15 @@ func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 			return res, res.verdict(context.Cause(ctx))
 		}
 		res.Done = append(res.Done, done)
+		if done.rebooting {
+			return res, res.verdict(nil) // nothing is begun that the reboot would cut off
+		}
 	}
 }
 
 func (r *Report) next(o *ApplyOptions, tried map[string]bool) *Item {
-	for _, it := range r.In(StateOffered) {
-		if o.wants(it.Product, it.Version) && !tried[it.Path] {
+	for _, it := range r.Order(o.Only) {
+		if it.State == StateOffered && !tried[it.Path] {
 			return it
 		}
 	}
@@ -139,15 +148,22 @@ func (r *Result) verdict(err error) error {
 
 // forgive lets patches be tried again.
 func (s *session) forgive(o *ApplyOptions) error {
-	records, err := s.journal.all()
+	records, _, err := s.journal.all()
 	if err != nil {
 		return err
 	}
 	for _, r := range records {
-		if r.final() && r.Step != StepCommitted && o.wants(r.Patch.Product, r.Patch.Version) {
-			if err := s.journal.remove(r); err != nil {
-				return err
-			}
+		if !r.final() || !o.wants(r.Patch.Product, r.Patch.Version) {
+			continue
+		}
+		if r.Step == StepCommitted && r.Returned > 0 {
+			r.Returned = 0
+			err = s.journal.save(r, StepCommitted, r.Why)
+		} else if r.Step != StepCommitted {
+			err = s.journal.remove(r)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -163,15 +179,28 @@ type attempt struct {
 
 // apply takes an offered patch as far as it gets.
 func (s *session) apply(ctx context.Context, it *Item) Applied {
-	rec, err := s.journal.load(recordKey(it.Path, it.SHA256))
+	key := recordKey(it.Path, it.SHA256)
+	rec, err := s.journal.load(key)
+	lost := s.journal.lost(key)
 	if err == nil && (rec == nil || rec.Step == StepCommitted) {
-		rec = &Record{Path: it.Path, SHA256: it.SHA256}
+		fresh := &Record{Path: it.Path, SHA256: it.SHA256}
+		if rec != nil {
+			fresh.Returned = rec.returned(s.opts.Now())
+		}
+		rec = fresh
 	}
 	if err != nil {
 		return Applied{Path: it.Path, Product: it.Product, Version: it.Version, Step: StepOffered, Why: err.Error(), err: err}
 	}
 	rec.Length, rec.Patch, rec.Previous = it.Length, it.patch, it.Installed
 	at := &attempt{session: s, rec: rec}
+	if lost && !install.CanDetect(rec.Patch) {
+		// An earlier run may have installed it, and what came of that was lost.
+		if no, asked := at.judge(ctx); asked && no == "" {
+			rec.Known, rec.Begun = install.Known{Version: rec.Patch.Version}, s.opts.Now().UTC()
+			return at.applied(at.commit(ctx))
+		}
+	}
 	return at.applied(at.run(ctx, it))
 }
 
@@ -182,6 +211,7 @@ func (at *attempt) applied(err error) Applied {
 	d := Applied{
 		Path: r.Path, Product: r.Patch.Product, Version: r.Patch.Version, Previous: r.Previous,
 		Step: r.Step, Attempt: r.Attempts, Why: r.Why, Output: at.out.Output, Log: at.out.Log, Resumed: at.resumed,
+		rebooting: at.out.Result == patch.RebootStarted,
 	}
 	if err != nil {
 		if !errors.Is(err, ErrFailed) {
@@ -243,11 +273,25 @@ func (s *session) filePath(rec *Record) string {
 }
 
 func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
-	path := at.filePath(at.rec)
+	rec := at.rec
+	path := at.filePath(rec)
 	if err := install.PrivateDir(filepath.Dir(path)); err != nil {
 		return "", err
 	}
-	t, _, err := at.client.Download(ctx, it.Path, path, client.DownloadOptions{Progress: at.progress(it.ID())})
+	at.putBase(rec, path)
+	at.makeRoom(ctx, rec, path)
+	get := func() (*tuf.Target, error) {
+		t, res, err := at.client.Download(ctx, it.Path, path, client.DownloadOptions{Progress: at.progress(it.ID()), Bases: at.bases(rec.Patch.Product)})
+		if err == nil {
+			zerolog.Ctx(ctx).Debug().Str("patch", it.ID()).Int64("fetched", res.Bytes).Int64("resumed", res.Resumed).Int64("copied", res.Copied).
+				Bool("reused", res.Reused).Strs("from", res.From()).Msg("fetched")
+		}
+		return t, err
+	}
+	t, err := get()
+	if errors.Is(err, fetch.ErrNoSpace) && at.dropBases(ctx) {
+		t, err = get()
+	}
 	if err != nil {
 		return "", err
 	}
@@ -289,14 +333,16 @@ func (at *attempt) install(ctx context.Context, file *os.File, path string) erro
 	if err != nil { // nothing was started
 		return at.end(StepFailed, err.Error(), err)
 	}
+	if at.out.Result != patch.Retry {
+		rec.Retries = 0
+	}
 	switch at.out.Result {
 	case patch.Success:
 		return at.verify(ctx)
 	case patch.Reboot, patch.RebootStarted:
 		return at.end(StepRebootPending, "the machine must be rebooted", nil)
 	case patch.Retry:
-		rec.Attempts--
-		return at.end(StepRetryLater, "the installer is busy: "+at.out.Why, nil)
+		return at.busy()
 	case patch.NotApplicable:
 		return at.end(StepNotApplicable, fmt.Sprintf("exit %d", at.out.Exit), nil)
 	}
@@ -306,6 +352,26 @@ func (at *attempt) install(ctx context.Context, file *os.File, path string) erro
 	return at.end(StepFailed, "the installer failed: "+at.out.Why, ErrFailed)
 }
 
+// busy puts off a patch whose installer cannot work now.
+func (at *attempt) busy() error {
+	rec := at.rec
+	why := "the installer was busy"
+	if at.out.Why != "" {
+		why += ": " + at.out.Why
+	}
+	rec.Retries++
+	if rec.Retries >= MaxRetries {
+		rec.Attempts = MaxAttempts
+		return at.end(StepFailed, fmt.Sprintf("%s, %d times in a row", why, rec.Retries), ErrFailed)
+	}
+	rec.Attempts--
+	rec.Until = time.Time{}
+	if wait := busyWait(rec.Retries); wait > 0 {
+		rec.Until = at.opts.Now().Add(wait).UTC().Truncate(time.Second)
+	}
+	return at.end(StepRetryLater, why, nil)
+}
+
 func (at *attempt) job() install.Job {
 	r := at.rec
 	return install.Job{Patch: r.Patch, Path: at.filePath(r), Length: r.Length, SHA256: r.SHA256, Previous: r.Previous}
@@ -313,30 +379,59 @@ func (at *attempt) job() install.Job {
 
 func (s *session) runLock() string { return s.path("installing.lock") }
 
-// verify asks the verify recipe, and commits or rolls back.
+// verify asks the machine, and commits or rolls back.
 func (at *attempt) verify(ctx context.Context) error {
 	if err := at.journal.save(at.rec, StepChecking, ""); err != nil {
 		return err
 	}
+	if no, _ := at.judge(ctx); no != "" {
+		return at.rollBack(ctx, no)
+	}
+	return at.commit(ctx)
+}
+
+// judge asks the machine itself whether the patch is on it: its verify recipe,
+// and whatever detects its version. Not the installer, nor any record. no is
+// what speaks against it, "" if nothing does; asked is false if there was nobody
+// to ask.
+func (at *attempt) judge(ctx context.Context) (no string, asked bool) {
+	p := at.rec.Patch
 	v, err := at.installer.Verify(ctx, at.job())
 	switch {
 	case err != nil:
-		return at.rollBack(ctx, "it cannot be verified: "+err.Error())
+		return "it cannot be verified: " + err.Error(), true
 	case v != nil && v.Result != patch.Success:
 		at.out = *v
-		return at.rollBack(ctx, "the verify recipe says no: "+v.Why)
+		return "the verify recipe says no: " + v.Why, true
 	}
-	return at.commit()
+	if !install.CanDetect(p) {
+		return "", v != nil
+	}
+	is, err := at.installer.Detect(ctx, p, at.rec.Known)
+	switch {
+	case err != nil:
+		return "it cannot be found out what is installed: " + err.Error(), true
+	case is == "":
+		return fmt.Sprintf("%s is not installed, whatever its installer says", p.Product), true
+	}
+	// Newer is fine, unless it is what was there before a downgrade.
+	if c := p.Compare(is, p.Version); c < 0 || c > 0 && is == at.rec.Previous {
+		return fmt.Sprintf("%s %s is installed, whatever its installer says", p.Product, is), true
+	}
+	return "", true
 }
 
-func (at *attempt) commit() error {
-	if err := at.noteInstalled(at.rec.Patch.Product, at.rec.Known); err != nil {
+func (at *attempt) commit(ctx context.Context) error {
+	rec := at.rec
+	if err := at.noteInstalled(rec.Patch.Product, rec.Known); err != nil {
 		return err
 	}
+	rec.Attempts, rec.Resumes, rec.Retries = max(rec.Attempts, 1), 0, 0
 	if err := at.end(StepCommitted, "", nil); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(filepath.Dir(at.filePath(at.rec))), at.journal.prune())
+	at.keepBase(ctx, rec)
+	return errors.Join(os.RemoveAll(filepath.Dir(at.filePath(rec))), at.journal.found(rec.key()), at.journal.prune())
 }
 
 // rollBack undoes an installation that is not good, if there is a way.
@@ -393,7 +488,7 @@ func (s *session) removeStale(rep *Report) error {
 	for i := range rep.Patches {
 		keep[recordKey(rep.Patches[i].Path, rep.Patches[i].SHA256)[:16]] = true
 	}
-	records, err := s.journal.all()
+	records, _, err := s.journal.all()
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -21,7 +23,7 @@ import (
 // If the metadata cannot be refreshed, the error says why, and the report, if
 // there is one, is about the last verified state: nothing in it is offered.
 func (a *Agent) Check(ctx context.Context) (*Report, error) {
-	s, err := a.begin()
+	s, err := a.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -71,15 +73,16 @@ func staleWords(trouble error) string { return "the metadata is not fresh: " + t
 // evaluation is one look at all patches.
 type evaluation struct {
 	*session
-	rep     *Report
-	plan    *rollout.Plan
-	halts   []rollout.Halt
-	seen    map[string]time.Time
-	known   map[string]install.Known
-	now     time.Time
-	found   map[string]string // installed versions, by product
-	failing map[string]error  // of those that could not be found out
-	trouble error             // why the metadata is not fresh
+	rep      *Report
+	plan     *rollout.Plan
+	halts    []rollout.Halt
+	seen     map[string]time.Time
+	known    map[string]install.Known
+	now      time.Time
+	found    map[string]string  // installed versions, by product
+	failing  map[string]error   // of those that could not be found out
+	underWay map[string]*Record // by product
+	trouble  error              // why the metadata is not fresh
 }
 
 // evaluate looks at each patch by the verified metadata that there is.
@@ -87,7 +90,7 @@ func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) 
 	now := s.opts.Now()
 	e := &evaluation{
 		session: s, now: now, trouble: trouble, found: map[string]string{}, failing: map[string]error{},
-		rep: &Report{Time: now, Ring: s.config.Ring, MachineID: s.config.MachineID, Fresh: trouble == nil, Patches: []Item{}},
+		rep: &Report{Time: now, Ring: s.config.Ring, MachineID: s.config.MachineID, Fresh: trouble == nil, Patches: []Item{}, Damaged: s.damaged()},
 	}
 	st := s.client.Status()
 	for _, r := range st.Roles {
@@ -126,6 +129,16 @@ func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) 
 		}
 		e.rep.Patches = append(e.rep.Patches, it)
 	}
+	records, _, err := s.journal.all()
+	if err != nil {
+		return nil, err
+	}
+	e.underWay = map[string]*Record{}
+	for _, r := range records {
+		if !r.final() {
+			e.underWay[r.Patch.Product] = r
+		}
+	}
 	for i := range e.rep.Patches {
 		it := &e.rep.Patches[i]
 		if it.State == "" {
@@ -138,7 +151,9 @@ func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) 
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	e.onePerProduct()
+	if err := e.arrange(); err != nil {
+		return nil, err
+	}
 	return e.rep, nil
 }
 
@@ -222,12 +237,15 @@ func (e *evaluation) applicable(ctx context.Context, it *Item) {
 		return
 	}
 	looked := false
-	ok, why := p.AppliesTo(patch.Device{OS: thisOS, Arch: thisArch, Installed: func(product string) string {
+	device := patch.Device{OS: thisOS, Arch: thisArch, Installed: func(product string) string {
 		if product == p.Product {
 			looked = true
 		}
 		return e.version(ctx, product)
-	}})
+	}}
+	alone := *p // what it requires of others is for arrange
+	alone.Applies.Requires = nil
+	ok, why := alone.AppliesTo(device)
 	if looked {
 		it.Installed = e.version(ctx, p.Product)
 		if err := e.failing[p.Product]; err != nil {
@@ -243,6 +261,16 @@ func (e *evaluation) applicable(ctx context.Context, it *Item) {
 	}
 	if !ok {
 		it.no(StateNotApplicable, "applies", why)
+		return
+	}
+	for _, r := range p.Applies.Requires {
+		alone.Applies.Requires = []string{r}
+		if ok, why := alone.AppliesTo(device); !ok {
+			it.lacks = append(it.lacks, lack{r, why})
+		}
+	}
+	if len(it.lacks) > 0 {
+		it.no(StateNotApplicable, "applies", it.lacks[0].why)
 		return
 	}
 	it.yes("applies", e.appliesWords(it))
@@ -323,9 +351,38 @@ func (e *evaluation) version(ctx context.Context, product string) string {
 			zerolog.Ctx(ctx).Warn().Err(err).Str("product", product).Msg("find out what is installed")
 			e.failing[product] = err
 		}
+		if v != "" && v == known.Version && !install.CanDetect(by.patch) {
+			v = e.stillThere(ctx, product, v)
+		}
 	}
 	e.found[product] = v
 	return v
+}
+
+// stillThere asks the verify recipe of the version that the record holds whether
+// it is still on the machine: somebody may have removed it. Only its no counts.
+// Its yes is no proof of the version, so that without a record it is not asked.
+func (e *evaluation) stillThere(ctx context.Context, product, version string) string {
+	for i := range e.rep.Patches {
+		it := &e.rep.Patches[i]
+		if it.Product != product || !it.approved() || !e.config.takes(it.Kind) || !fitsPlatform(it.patch) ||
+			it.patch.Compare(it.Version, version) != 0 || it.patch.Verify == nil {
+			continue
+		}
+		if slices.ContainsFunc(it.patch.Verify.Argv, func(a string) bool { return strings.Contains(a, "{file}") }) {
+			return version // it is not here any more to compare with
+		}
+		v, err := e.installer.Verify(ctx, install.Job{Patch: it.patch})
+		if err != nil {
+			e.failing[product] = err
+			return version
+		}
+		if v.Result != patch.Success {
+			zerolog.Ctx(ctx).Info().Str("patch", it.ID()).Str("why", v.Why).Msg("it is not installed any more")
+			return ""
+		}
+	}
+	return version
 }
 
 func fitsPlatform(p *patch.Patch) bool {
@@ -338,11 +395,19 @@ func (e *evaluation) journalled(it *Item) error {
 	if it.State != StateOffered && it.State != StateStale && it.State != StateWaiting {
 		return nil
 	}
-	r, err := e.journal.load(recordKey(it.Path, it.SHA256))
+	if r := e.underWay[it.Product]; r != nil && r.key() != recordKey(it.Path, it.SHA256) {
+		it.no(StateWaiting, "journal", fmt.Sprintf("%s %s of the same product is %s; that is finished first", r.Patch.Product, r.Patch.Version, r.Step.words()))
+		return nil
+	}
+	key := recordKey(it.Path, it.SHA256)
+	r, err := e.journal.load(key)
 	if err != nil {
 		return err
 	}
 	if r == nil {
+		if e.journal.lost(key) && !e.retries(it) && it.patch.Verify == nil && !install.CanDetect(it.patch) {
+			it.no(StateFailed, "journal", "its journal was damaged, as by a power cut, and nothing tells whether it is installed: look at the machine, then apply --retry")
+		}
 		return nil
 	}
 	switch {
@@ -351,42 +416,16 @@ func (e *evaluation) journalled(it *Item) error {
 	case r.Step == StepNotApplicable:
 		it.no(StateNotApplicable, "journal", "its installer said so: "+r.Why)
 	case !r.final():
-		it.no(StateInterrupted, "journal", fmt.Sprintf("a run was cut off while %s; apply finishes that first", r.Step))
+		it.no(StateInterrupted, "journal", fmt.Sprintf("a run was cut off while it was %s; apply finishes that first", r.Step.words()))
 	case r.Attempts >= MaxAttempts && r.Step != StepCommitted:
 		it.no(StateFailed, "journal", fmt.Sprintf("tried %d times, last: %s", r.Attempts, r.Why))
+	case r.Step == StepCommitted && r.returned(e.now) > MaxReturns:
+		it.no(StateFailed, "journal", fmt.Sprintf("it was installed %d times, and each time it was gone again soon: something removes it, or its detect recipe is wrong", r.returned(e.now)))
+	case r.Step == StepRetryLater && e.now.Before(r.Until):
+		it.no(StateWaiting, "journal", fmt.Sprintf("%s, %d times of %d; it is tried again at %s", r.Why, r.Retries, MaxRetries, r.Until.In(e.now.Location()).Format(time.RFC3339)))
+		it.Until = r.Until
 	case r.Attempts > 0 && r.Step != StepCommitted:
 		it.yes("journal", fmt.Sprintf("tried %d times of %d, last: %s", r.Attempts, MaxAttempts, r.Why))
 	}
 	return nil
-}
-
-// onePerProduct leaves only the newest offered patch of a product, and none
-// that an installed one supersedes.
-func (e *evaluation) onePerProduct() {
-	items := e.rep.Patches
-	superseded := make(map[string]string)
-	for i := range items {
-		if items[i].State == StateInstalled {
-			for _, ref := range items[i].patch.Applies.Supersedes {
-				superseded[ref] = items[i].ID()
-			}
-		}
-	}
-	offered := e.rep.In(StateOffered)
-	newest := make(map[string]*Item)
-	for _, it := range offered {
-		if by, ok := superseded[it.Product+"@"+it.Version]; ok {
-			it.no(StateSuperseded, "newest", by+" is installed, which supersedes it")
-			continue
-		}
-		best := newest[it.Product]
-		if best == nil || it.patch.Compare(it.Version, best.Version) > 0 {
-			newest[it.Product] = it
-		}
-	}
-	for _, it := range offered {
-		if best := newest[it.Product]; it.State == StateOffered && it != best {
-			it.no(StateSuperseded, "newest", best.ID()+" is offered, which is newer")
-		}
-	}
 }

@@ -52,6 +52,9 @@ func readConfig(dir string) (*Config, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
+		if !json.Valid(data) {
+			return nil, fmt.Errorf("the enrolment %s is %w: enroll this machine again, with --force", path, ErrDamaged)
+		}
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	if err := c.check(); err != nil {

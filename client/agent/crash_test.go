@@ -21,20 +21,41 @@ import (
 // step. It returns the point, "" if the agent came to its end before.
 func crash(t *testing.T, f *fixture, n int) string {
 	t.Helper()
+	return crashAt(t, f, strconv.Itoa(n))
+}
+
+// crashAt is crash at the step of a name, or of a number.
+func crashAt(t *testing.T, f *fixture, step string) string {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "-test.run=^$")
-	cmd.Env = append(os.Environ(), "TEST_AGENT_DIR="+f.dir, "TEST_AGENT_DIE_AT="+strconv.Itoa(n))
+	cmd.Env = append(os.Environ(), "TEST_AGENT_DIR="+f.dir, "TEST_AGENT_DIE_AT="+step)
 	out, err := cmd.Output()
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		return strings.TrimSpace(string(out))
 	}
 	if err != nil {
-		t.Fatalf("agent that should die at step %d: %v", n, err)
+		t.Fatalf("agent that should die at step %s: %v", step, err)
 	}
 	return ""
+}
+
+// killed runs an agent in a process of its own, and reports whether it was
+// killed, by what it ran.
+func killed(t *testing.T, f *fixture) bool {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^$")
+	cmd.Env = append(os.Environ(), "TEST_AGENT_DIR="+f.dir, "TEST_AGENT_DIE_AT=0")
+	_ = cmd.Run() // it fails, or is killed
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled()
 }
 
 // A process that is killed at any step leaves a machine that the next run
@@ -141,14 +162,8 @@ func TestKilledAndNothingTells(t *testing.T) {
 	f.add("hello", "1.1", "hello.bin", []byte("x"), counted(dir), func(p *patch.Patch) { p.Detect = nil })
 	f.publish()
 	f.enroll()
-	n := 1
-	for point := ""; point != "installed"; n++ {
-		f.must(os.RemoveAll(filepath.Join(f.dir, "patches")))
-		f.must(os.RemoveAll(filepath.Join(dir, "runs")))
-		point = crash(t, f, n)
-		if point == "" {
-			t.Fatal("the agent was never killed after the installer")
-		}
+	if point := crashAt(t, f, "installed"); point != "installed" {
+		t.Fatalf("the agent was killed at %q", point)
 	}
 	res := f.wantApply("hello 1.1 failed", agent.ErrFailed)
 	if !strings.Contains(res.Done[0].Why, "apply --retry") {

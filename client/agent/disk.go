@@ -27,12 +27,13 @@ func readFile(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s: more than %d bytes", path, limit)
+		return nil, fmt.Errorf("read %s: %w: more than %d bytes", path, ErrDamaged, limit)
 	}
 	return data, nil
 }
 
-// readJSON reads a state file into v. A missing one leaves v as it is.
+// readJSON reads a state file into v. A missing one leaves v as it is; of one
+// that holds something else, as power cuts leave it, the error wraps ErrDamaged.
 func readJSON(path string, v any) error {
 	data, err := readFile(path, maxState)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,7 +43,7 @@ func readJSON(path string, v any) error {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read %s: %w: %w", path, ErrDamaged, err)
 	}
 	return nil
 }

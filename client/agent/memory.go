@@ -15,6 +15,7 @@ import (
 
 const (
 	haltsFile     = "halts.json"
+	haltsCopy     = "halts-copy.json"
 	seenFile      = "seen.json"
 	reportFile    = "report.json"
 	installedFile = "installed.json"
@@ -29,9 +30,9 @@ const (
 // list that lost a halt does not start a patch again: only the ring's plan
 // lifts it, and what is lifted is forgotten once it is no longer published.
 func (a *Agent) allHalts(published []rollout.Halt, plan *rollout.Plan) ([]rollout.Halt, error) {
-	var seen []rollout.Halt
-	if err := readJSON(a.path(haltsFile), &seen); err != nil {
-		return nil, fmt.Errorf("read halts seen before: %w", err)
+	seen, err := a.readHalts()
+	if err != nil {
+		return nil, err
 	}
 	known := make(map[string]rollout.Halt)
 	for _, h := range seen {
@@ -51,10 +52,7 @@ func (a *Agent) allHalts(published []rollout.Halt, plan *rollout.Plan) ([]rollou
 	if slices.EqualFunc(all, seen, func(a, b rollout.Halt) bool { return haltKey(a) == haltKey(b) }) {
 		return all, nil
 	}
-	if err := writeJSON(a.path(haltsFile), all); err != nil {
-		return nil, fmt.Errorf("keep halts: %w", err)
-	}
-	return all, nil
+	return all, a.writeHalts(all)
 }
 
 // haltKey tells halts apart by all they say: one that is published anew under

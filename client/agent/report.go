@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -14,7 +15,7 @@ type State string
 const (
 	StateOffered       State = "offered"        // apply installs it
 	StateInstalled     State = "installed"      // this version is on the machine
-	StateWaiting       State = "waiting"        // its time has not come; see Until
+	StateWaiting       State = "waiting"        // its time has not come, see Until, or others come first, see After
 	StateSuperseded    State = "superseded"     // a newer one is offered or installed
 	StateNotApplicable State = "not-applicable" // not for this machine as it is
 	StateHalted        State = "halted"         // somebody stopped it
@@ -42,10 +43,13 @@ type Item struct {
 	Until     time.Time       `json:"until,omitzero"` // of waiting; zero: time alone changes nothing
 	Deadline  time.Time       `json:"deadline,omitzero"`
 	Overdue   bool            `json:"overdue,omitempty"` // past the deadline
+	After     []string        `json:"after,omitempty"`   // what goes in first, in order: "<product> <version>"
 	Trace     []rollout.Check `json:"trace"`             // each question asked, up to the first no
 
 	patch *patch.Patch
-	err   error // behind a refusal
+	lacks []lack  // requirements that the machine does not fulfil
+	first []*Item // those of After
+	err   error   // behind a refusal
 }
 
 // ID is "<product> <version>".
@@ -61,6 +65,7 @@ type Report struct {
 	Verified  time.Time `json:"verified,omitzero"` // when the metadata was signed, as far as it says so
 	NoPlan    bool      `json:"no_plan,omitempty"` // the ring has no plan
 	Patches   []Item    `json:"patches"`           // in the plan's order
+	Damaged   []Damage  `json:"damaged,omitempty"` // files of the state that could not be read
 }
 
 // In returns the items in a state.
@@ -69,6 +74,25 @@ func (r *Report) In(state State) []*Item {
 	for i := range r.Patches {
 		if r.Patches[i].State == state {
 			out = append(out, &r.Patches[i])
+		}
+	}
+	return out
+}
+
+// Order returns what apply would install, the first one first: all, or what only
+// names, as ApplyOptions.Only does, with what that requires.
+func (r *Report) Order(only string) []*Item {
+	o := ApplyOptions{Only: only}
+	var out []*Item
+	for i := range r.Patches {
+		it := &r.Patches[i]
+		if !o.wants(it.Product, it.Version) || it.State != StateOffered && len(it.first) == 0 {
+			continue
+		}
+		for _, f := range append(slices.Clone(it.first), it) {
+			if !slices.Contains(out, f) {
+				out = append(out, f)
+			}
 		}
 	}
 	return out

@@ -4,18 +4,18 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/patchkeep/patchkeep/client/install"
-	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
 // resume finishes what earlier runs began and could not end: because they were
 // killed, or because a reboot had to come first. It needs no network: what it
 // does was allowed when it began, and a machine is not left half-way.
 func (s *session) resume(ctx context.Context, res *Result) error {
-	records, err := s.journal.all()
+	records, _, err := s.journal.all()
 	if err != nil {
 		return err
 	}
@@ -26,12 +26,13 @@ func (s *session) resume(ctx context.Context, res *Result) error {
 	if lock != nil {
 		defer lock.Close()
 	}
-	underWay := slices.ContainsFunc(records, func(r *Record) bool { return !r.final() && r.Step != StepRebootPending })
-	if underWay && !free {
-		return fmt.Errorf("%w: an installer that an earlier run started is still running", ErrBusy)
+	if !free {
+		if err := s.stillRunning(records); err != nil {
+			return err
+		}
 	}
 	for _, r := range records {
-		if r.final() || r.Step == StepRebootPending && !s.rebooted(r) {
+		if r.final() || r.Step == StepRebootPending && !s.rebooted(r) && !(r.Boot == "" && s.retry != nil && s.retry.wants(r.Patch.Product, r.Patch.Version)) {
 			continue
 		}
 		if ctx.Err() != nil {
@@ -44,12 +45,41 @@ func (s *session) resume(ctx context.Context, res *Result) error {
 	return nil
 }
 
+// stillRunning is an error if an installer outlived the run that started it, and
+// what it came to must be known before anything else is done.
+func (s *session) stillRunning(records []*Record) error {
+	i := slices.IndexFunc(records, func(r *Record) bool { return !r.final() && r.Step != StepRebootPending })
+	if i < 0 {
+		return nil
+	}
+	r := records[i]
+	limit := s.installer.Limit(r.Patch)
+	since := s.opts.Now().Sub(r.Begun).Round(time.Second)
+	if since > limit {
+		return fmt.Errorf("%w: the installer of %s, which an earlier run started %s ago, is still running, and its time limit was %s: "+
+			"end it (it has %s open), or reboot this machine", ErrBusy, r.Patch.ID, since, limit, s.runLock())
+	}
+	return fmt.Errorf("%w: the installer of %s, which an earlier run started, is still running; its time limit is %s", ErrBusy, r.Patch.ID, limit)
+}
+
 func (at *attempt) resume(ctx context.Context) error {
-	switch at.rec.Step {
+	rec := at.rec
+	if rec.Step != StepRebootPending { // after a reboot nothing was cut off
+		rec.Resumes++
+		if rec.Resumes > MaxResumes {
+			rec.Attempts = MaxAttempts
+			return at.end(StepFailed, fmt.Sprintf("the agent was cut off %d times while it was %s: something about it ends the agent, or the machine; "+
+				"look at the machine, then apply --retry", MaxResumes, rec.Step.words()), ErrFailed)
+		}
+		if err := at.journal.save(rec, rec.Step, rec.Why); err != nil {
+			return err
+		}
+	}
+	switch rec.Step {
 	case StepInstalling:
 		return at.interrupted(ctx)
 	case StepRollingBack:
-		return at.rollBack(ctx, at.rec.Why)
+		return at.rollBack(ctx, rec.Why)
 	default: // checking, or rebooted
 		return at.verify(ctx)
 	}
@@ -61,21 +91,14 @@ func (at *attempt) resume(ctx context.Context) error {
 func (at *attempt) interrupted(ctx context.Context) error {
 	rec := at.rec
 	const cut = "the run that installed it was cut off"
-	if rec.Patch.Verify != nil {
-		v, err := at.installer.Verify(ctx, at.job())
-		if err == nil && v.Result == patch.Success {
-			return at.commit()
-		}
-		return at.undo(ctx, cut+", and the verify recipe says no")
-	}
-	if install.CanDetect(rec.Patch) {
-		v, err := at.installer.Detect(ctx, rec.Patch, rec.Known)
-		if err == nil && rec.Patch.Compare(v, rec.Patch.Version) == 0 {
-			return at.commit()
-		}
-		return at.undo(ctx, cut+", and the version is not installed")
-	}
-	if rec.Patch.Rollback != nil {
+	no, asked := at.judge(ctx)
+	switch {
+	case asked && no == "":
+		return at.commit(ctx)
+	case asked:
+		rec.Attempts-- // it was not its fault; Resumes counts
+		return at.undo(ctx, cut+", and "+no)
+	case rec.Patch.Rollback != nil:
 		return at.rollBack(ctx, cut+", and nothing tells whether it is installed")
 	}
 	rec.Attempts = MaxAttempts

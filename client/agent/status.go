@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,6 +21,7 @@ type Status struct {
 	Installed map[string]install.Known  `json:"installed"` // by this agent
 	Pending   []Record                  `json:"pending"`   // under way, or waiting for a reboot
 	Reboot    bool                      `json:"reboot"`    // the machine must be rebooted
+	Damaged   []Damage                  `json:"damaged"`   // files of the state that could not be read
 }
 
 // Status reads the state; it neither changes nor locks it.
@@ -32,15 +34,19 @@ func (a *Agent) Status() (*Status, error) {
 	}
 	defer c.Close()
 	ts := c.Status()
-	st := &Status{Dir: a.opts.Dir, Config: *a.config, Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}}
+	st := &Status{Dir: a.opts.Dir, Config: *a.config, Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}, Damaged: a.damaged()}
+	// What is damaged is set aside by the next check, which holds the lock.
 	if err := readJSON(a.path(reportFile), &st.LastCheck); err != nil {
-		return nil, err
+		if !errors.Is(err, ErrDamaged) {
+			return nil, err
+		}
+		st.LastCheck = nil
 	}
-	if st.Installed, err = a.installed(); err != nil {
+	if st.Installed, err = a.installed(); err != nil && !errors.Is(err, ErrDamaged) {
 		return nil, err
 	}
 	j := &journal{dir: a.path("patches"), now: a.opts.Now}
-	records, err := j.all()
+	records, _, err := j.all()
 	if err != nil {
 		return nil, err
 	}

@@ -78,8 +78,8 @@ func (a *Agent) lookAgain(ctx context.Context) (*Report, []rollout.Halt, error) 
 		}
 		err = fmt.Errorf("this is how it stood at %s: %w", at.Format("2006-01-02 15:04:05 MST"), err)
 	}
-	var halts []rollout.Halt
-	if herr := readJSON(a.path(haltsFile), &halts); herr != nil {
+	halts, herr := a.readHalts()
+	if herr != nil {
 		return nil, nil, herr
 	}
 	return rep, halts, err

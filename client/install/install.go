@@ -290,6 +290,15 @@ func (in *Installer) timeout(r *patch.Recipe) time.Duration {
 	return 30 * time.Minute
 }
 
+// Limit is how long the patch's installer may run.
+func (in *Installer) Limit(p *patch.Patch) time.Duration {
+	r := p.Install
+	if r == nil {
+		r = &patch.Recipe{}
+	}
+	return in.timeout(r) + in.grace()
+}
+
 func (in *Installer) output() int {
 	if in.Output > 0 {
 		return in.Output

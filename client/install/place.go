@@ -229,3 +229,8 @@ func writeFile(path string, r io.Reader, mode os.FileMode) error {
 	_, err = io.Copy(f, r)
 	return errors.Join(err, f.Sync(), f.Close())
 }
+
+// Delivered is where a patch of kind file puts its file.
+func (in *Installer) Delivered(p *patch.Patch, file string) string {
+	return filepath.Join(in.Root, p.Product, versionsDir, p.Version, file)
+}

@@ -19,9 +19,10 @@ func newApply() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply [PRODUCT[@VERSION]]",
 		Short: "Install what is offered to this machine",
-		Long: `apply checks, and downloads, verifies and installs each offered patch, then checks
-anew. What an earlier run began and could not end is finished first. A patch that
-fails does not hold up the others; after 3 failures it waits for --retry.
+		Long: `apply checks, and downloads, verifies and installs each offered patch, what others
+require before those, then checks anew. What an earlier run began and could not
+end is finished first. A patch that fails holds up only those that require it;
+after 3 failures it waits for --retry.
 
 An interrupt stops downloads at once; an installer that runs is waited for.`,
 		Example: "  patchkeep-agent apply --dry-run\n  patchkeep-agent apply",
@@ -54,10 +55,12 @@ func printResult(w io.Writer, res *agent.Result, o agent.ApplyOptions, failed er
 		if res.Report == nil {
 			return nil
 		}
-		for _, it := range res.Report.In(agent.StateOffered) {
-			if o.Only == "" || o.Only == it.Product || o.Only == it.Product+"@"+it.Version {
-				fmt.Fprintf(w, "%s would be installed (%s%s)\n", it.ID(), cli.Bytes(it.Length), was(it.Installed))
+		for _, it := range res.Report.Order(o.Only) {
+			after := ""
+			if len(it.After) > 0 {
+				after = ", after " + it.After[len(it.After)-1]
 			}
+			fmt.Fprintf(w, "%s would be installed (%s%s%s)\n", it.ID(), cli.Bytes(it.Length), was(it.Installed), after)
 		}
 		_, err := fmt.Fprintln(w, "Dry run:", summary(res.Report))
 		return err

@@ -47,6 +47,7 @@ func printReport(w io.Writer, rep *agent.Report) error {
 	if !rep.Fresh {
 		fmt.Fprintf(w, "NOT FRESH, nothing will be installed. This is the last verified state%s.\n", verified(rep))
 	}
+	printDamaged(w, rep.Damaged)
 	if rep.NoPlan {
 		fmt.Fprintf(w, "No plan is published for ring %s.\n", rep.Ring)
 	}
@@ -63,6 +64,12 @@ func printReport(w io.Writer, rep *agent.Report) error {
 	}
 	_, err := fmt.Fprintln(w, summary(rep))
 	return err
+}
+
+func printDamaged(w io.Writer, files []agent.Damage) {
+	for _, d := range files {
+		fmt.Fprintf(w, "DAMAGED:  %s. %s\n", d.File, d.Why)
+	}
 }
 
 func verified(rep *agent.Report) string {
@@ -193,6 +200,7 @@ func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 	for _, r := range st.Pending {
 		fmt.Fprintf(w, "Pending:  %s %s is %s since %s\n", r.Patch.Product, r.Patch.Version, r.Step, r.Updated.Local().Format("2006-01-02 15:04:05 MST"))
 	}
+	printDamaged(w, st.Damaged)
 	t := cli.Table(w)
 	if len(st.Roles) > 0 {
 		fmt.Fprintln(t, "\nROLE\tVERSION\tEXPIRES")
