@@ -93,35 +93,38 @@ type Rollout struct {
 	Product, Version string
 	Ring             string
 	At               time.Time      // zero: now
-	Steps            []rollout.Step // none: everyone at once
+	Steps            []rollout.Step // none: those of the ring's policy, or everyone at once
+
+	// From is the ring that it must have been in before, as the policy of Ring
+	// says. "": the policy's own, if it names one.
+	From string
+
+	// Expedite is for emergencies: past steps, windows and the ring before.
+	Expedite       bool
+	ExpediteReason string
 }
 
 // StartRollout has a ring approve all files of a version, each with its
 // content. A version that the ring has approved already is ErrExists; an
-// unknown ring is ErrUnknownRing, an unknown patch fs.ErrNotExist.
+// unknown ring is ErrUnknownRing, an unknown patch fs.ErrNotExist; what the
+// ring's policy forbids is ErrPolicy.
 func (r *Repository) StartRollout(ctx context.Context, ro Rollout, dryRun bool) (*Change, error) {
 	return r.publish(ctx, dryRun, func(ctx context.Context, d *draft) error {
 		p, err := d.ringPlan(ctx, ro.Ring)
 		if err != nil {
 			return err
 		}
-		list, err := d.versionOf(ctx, ro.Product, ro.Version)
+		entries, err := d.newEntries(ctx, &ro, p)
 		if err != nil {
 			return err
 		}
-		at := ro.At.UTC().Truncate(time.Second)
-		if ro.At.IsZero() {
-			at = r.moment()
-		}
-		for _, pub := range list {
-			e := rollout.Entry{Patch: pub.Path, SHA256: pub.SHA256, Custom: pub.Custom, NotBefore: at, Steps: ro.Steps}
-			if old := p.Entry(pub.Path); old == nil {
-				p.Entries = append(p.Entries, e)
-			} else if old.SHA256 == pub.SHA256 && old.Custom == pub.Custom {
-				return fmt.Errorf("rollout of %s@%s to ring %s %w", ro.Product, ro.Version, ro.Ring, ErrExists)
-			} else {
+		for _, e := range entries {
+			if old := p.Entry(e.Patch); old != nil {
 				*old = e // withdrawn, and published again with other content
+			} else {
+				p.Entries = append(p.Entries, e)
 			}
+			p.Holds = release(p.Holds, e.Patch)
 		}
 		return d.putPlan(ctx, p)
 	})

@@ -108,6 +108,8 @@ type verifier struct {
 	report *Report
 	rings  map[string]bool // that targets delegates to
 
+	policies *rollout.Policies // nil: none that can be read
+
 	targets map[string]*metadata.TargetFiles // by path: what each role vouches for
 	roles   map[string]string                // by path
 }
@@ -189,6 +191,12 @@ func (v *verifier) expiries(c *tuf.Client) {
 func (v *verifier) role(ctx context.Context, c *tuf.Client, role *tuf.Role) error {
 	if ring, ok := layout.RingOfRole(role.Name); ok {
 		v.rings[ring] = true
+	}
+	if role.Name == layout.RoleTargets {
+		var err error
+		if v.policies, err = policiesOf(&role.Metadata.Signed); err != nil {
+			v.fault(role.Name, "%v", err)
+		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(role.Metadata.Signed.Targets)) {
 		where := role.Name + ": " + path
@@ -367,7 +375,11 @@ func (v *verifier) document(path string, data []byte) {
 	if p.Ring != ring {
 		v.fault(path, "it is the plan of ring %s", p.Ring)
 	}
+	policy := v.policies.Of(ring)
 	for _, e := range p.Entries {
+		if policy.ChangeRequired && e.Change == "" {
+			v.warn(path, "it approves %s without a change record, and the ring's policy asks for one", e.Patch)
+		}
 		tf := v.targets[e.Patch]
 		switch {
 		case tf == nil:

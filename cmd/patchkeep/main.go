@@ -48,6 +48,8 @@ func hint(err error) string {
 		return "make keys of your own with: patchkeep key new NAME --keys DIR"
 	case errors.Is(err, repo.ErrKeys):
 		return "name the directory or file with the missing keys with --keys, which may be repeated"
+	case errors.Is(err, repo.ErrPolicy):
+		return "see what the ring demands with: patchkeep ring show RING"
 	case errors.Is(err, repo.ErrExpired):
 		return "whoever holds the role's keys signs it anew with: patchkeep renew --role ROLE"
 	case errors.Is(err, repo.ErrNotTrusted):

@@ -33,6 +33,9 @@ var kinds = map[string]struct {
 	"halts":   {func(b []byte) error { _, err := rollout.ParseHalts(b); return err }, reflect.TypeFor[rollout.Halts]()},
 	"change":  {func(b []byte) error { _, err := rollout.ParseChange(b); return err }, reflect.TypeFor[rollout.Change]()},
 	"mirrors": {func(b []byte) error { _, err := mirrors.Parse(b); return err }, reflect.TypeFor[mirrors.List]()},
+	"policies": {
+		func(b []byte) error { _, err := rollout.ParsePolicies(b); return err }, reflect.TypeFor[rollout.Policies](),
+	},
 }
 
 func compile(t *testing.T, kind string) *jsonschema.Schema {
@@ -89,13 +92,22 @@ func written() map[string][][]byte {
 		Entries: []rollout.Entry{
 			{
 				Patch: "patches/app/2.1/windows-amd64/Größe 1 %.exe", SHA256: sumA, Custom: sumB, NotBefore: day,
-				Steps:    []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All}},
+				Steps:    []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All, Ramp: true}},
 				Windows:  []rollout.Window{{Days: []string{"mon", "sun"}, From: "22:00", To: "5:30"}, {From: "00:00", To: "00:00"}},
-				Deadline: 86400, Grace: 3600, Paused: true, PausedReason: "wait", Change: "CHG-1",
+				Deadline: 86400, Grace: 3600, Paused: true, PausedReason: "wait", PausedSince: day, Change: "CHG-1",
+				Expedite: true, ExpediteReason: "exploited",
 			},
 			{Patch: "patches/p/1/any/f", SHA256: sumB, Custom: sumA, NotBefore: day},
 		},
 	}
+	plan.Holds = []rollout.Hold{{Patch: "patches/p/2/any/f", Since: day, Reason: "not before the fair"}}
+	policies := &rollout.Policies{Format: 1, Policies: []rollout.Policy{
+		{
+			Ring: "servers", AuthorMayNotApprove: true, ChangeRequired: true, RollbackPlanRequired: true, EvidenceRequired: true,
+			FailureBudget: "2.5%", Steps: "10%@0h,50%@24h..100%@3d", After: "users", Soak: 86400,
+		},
+		{Ring: "users"},
+	}}
 	halts := &rollout.Halts{Format: 1, Halts: []rollout.Halt{
 		{ID: "h1", SHA256: sumA, Since: day, Reason: "crash", By: "anna"},
 		{ID: "h2", Product: "app", Since: day},
@@ -121,11 +133,12 @@ func written() map[string][][]byte {
 		return c.Patchkeep
 	}
 	return map[string][][]byte{
-		"patch":   {bare(full), bare(plain)},
-		"plan":    {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
-		"halts":   {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
-		"mirrors": {must(list.Encode()), must((&mirrors.List{Format: 1}).Encode())},
-		"change":  {must(change.Encode()), must((&rollout.Change{Format: 1, ID: "c", Ring: "r", Patches: map[string]string{"patches/p/1/any/f": sumB}}).Encode())},
+		"patch":    {bare(full), bare(plain)},
+		"plan":     {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
+		"halts":    {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
+		"mirrors":  {must(list.Encode()), must((&mirrors.List{Format: 1}).Encode())},
+		"change":   {must(change.Encode()), must((&rollout.Change{Format: 1, ID: "c", Ring: "r", Patches: map[string]string{"patches/p/1/any/f": sumB}}).Encode())},
+		"policies": {must(policies.Encode()), must((&rollout.Policies{Format: 1}).Encode())},
 	}
 }
 
@@ -191,6 +204,14 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"mirrors/0/networks/0", "0.0.0.0/0"},
 			{"mirrors/0/networks/0", "::/0"},
 			{"mirrors/0/networks/0", "2001:db8:1::/48"},
+		},
+		"policies": {
+			{"policies", drop{}},
+			{"policies/0/failure_budget", "100%"},
+			{"policies/0/failure_budget", ""},
+			{"policies/0/steps", ""},
+			{"policies/0/after", ""},
+			{"policies/0/soak", drop{}},
 		},
 		"change": {{"what", drop{}}, {"risk", "any word"}, {"planned_from", drop{}}, {"test_evidence/0/name", drop{}}},
 	}
@@ -283,6 +304,13 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"entries/0/steps/0/at", -1},
 			{"entries/0/steps/0/at", 316224001},
 			{"entries/0/steps/0/at", 1.5},
+			{"entries/0/steps/0/ramp", 1},
+			{"entries/0/paused_since", "now"},
+			{"entries/0/expedite", "yes"},
+			{"entries/0/expedite_reason", strings.Repeat("x", 4097)},
+			{"holds/0/patch", "x"},
+			{"holds/0/since", drop{}},
+			{"holds/0/reason", strings.Repeat("x", 4097)},
 			{"entries/0/windows/0/from", "24:00"},
 			{"entries/0/windows/0/to", "10:60"},
 			{"entries/0/windows/0/to", "10:5"},
@@ -299,6 +327,20 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"minimum_safe/..", "1"},
 			{"lifts/0", ""},
 			{"lifts/0", "a/b"},
+		},
+		"policies": {
+			{"format", 2},
+			{"policies/0/ring", drop{}},
+			{"policies/0/ring", ".."},
+			{"policies/0/failure_budget", "2"},
+			{"policies/0/failure_budget", "101%"},
+			{"policies/0/failure_budget", "0.001%"},
+			{"policies/0/failure_budget", "null%"},
+			{"policies/0/steps", strings.Repeat("x", 4097)},
+			{"policies/0/after", "a b"},
+			{"policies/0/soak", -1},
+			{"policies/0/soak", 0.5},
+			{"policies/0/change_required", "yes"},
 		},
 		"halts": {
 			{"format", 0},

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -61,11 +60,16 @@ const Buckets = 10_000
 // of SHA-256(patch sha256 ‖ 0x00 ‖ machine id), modulo Buckets. patchSHA256 is
 // hex; its raw bytes are hashed.
 func Bucket(patchSHA256, machineID string) int {
-	raw, err := hex.DecodeString(patchSHA256)
-	if err != nil {
+	if hex.DecodedLen(len(patchSHA256)) != sha256.Size {
 		return Buckets - 1 // refused elsewhere; here: last of all
 	}
-	sum := sha256.Sum256(append(append(raw, 0), machineID...))
+	var room [256]byte // for all but very long ids
+	buf := append(room[:0], patchSHA256...)
+	if _, err := hex.Decode(buf, buf); err != nil {
+		return Buckets - 1
+	}
+	buf = append(append(buf[:sha256.Size], 0), machineID...)
+	sum := sha256.Sum256(buf)
 	return int(binary.BigEndian.Uint64(sum[:8]) % Buckets)
 }
 
@@ -75,98 +79,95 @@ func Bucket(patchSHA256, machineID string) int {
 // the metadata is fresh, is the caller's to ask.
 func Decide(dev Device, st State, c Candidate, now time.Time) Decision {
 	var d Decision
-	yes := func(name, why string) { d.Trace = append(d.Trace, Check{name, true, why}) }
-	no := func(name, why string) Decision {
-		d.Trace = append(d.Trace, Check{name, false, why})
-		return d
-	}
+	var t tracer
+	t.words.Grow(512) // more than what it has to say, as a rule
+	d.Install = t.decide(&d, &dev, &st, &c, now)
+	d.Trace = t.trace()
+	return d
+}
 
+func (t *tracer) decide(d *Decision, dev *Device, st *State, c *Candidate, now time.Time) bool {
+	loc := now.Location()
 	if st.Plan == nil {
-		return no("ring", fmt.Sprintf("no plan is published for ring %s", dev.Ring))
+		return t.no("ring").text("no plan is published for ring ").text(dev.Ring).end()
 	}
 	if st.Plan.Ring != dev.Ring {
-		return no("ring", fmt.Sprintf("the plan is for ring %s, and this machine is in %s", st.Plan.Ring, dev.Ring))
+		return t.no("ring").text("the plan is for ring ").text(st.Plan.Ring).text(", and this machine is in ").text(dev.Ring).end()
 	}
-	yes("ring", "this machine is in ring "+dev.Ring)
+	t.yes("ring").text("this machine is in ring ").text(dev.Ring)
 
 	for i := range st.Halts {
 		if h := &st.Halts[i]; h.Matches(c.Product, c.SHA256) && !st.Plan.lifted(h.ID) {
-			return no("halt", fmt.Sprintf("stopped since %s by %s: %s", h.Since.UTC().Format(time.RFC3339), orUnknown(h.By), orUnknown(h.Reason)))
+			return t.no("halt").text("stopped since ").time(h.Since.UTC()).text(" by ").text(orUnknown(h.By)).text(": ").text(orUnknown(h.Reason)).end()
 		}
 	}
-	yes("halt", "nobody stopped it")
+	t.yes("halt").text("nobody stopped it")
 
 	e := st.Plan.Entry(c.Path)
 	if e == nil {
-		return no("plan", fmt.Sprintf("ring %s has not approved it", dev.Ring))
+		t.no("plan").text("ring ").text(dev.Ring).text(" has not approved it")
+		if h := st.Plan.Hold(c.Path); h != nil {
+			t.text(", since ").time(h.Since.UTC()).text(": ").text(orUnknown(h.Reason))
+		}
+		return false
 	}
-	yes("plan", fmt.Sprintf("ring %s has approved it", dev.Ring))
+	t.yes("plan").text("ring ").text(dev.Ring).text(" has approved it")
 	if e.SHA256 != c.SHA256 {
-		return no("sha256", fmt.Sprintf("ring %s approved other content (sha256 %.12s…) than the product now offers (%.12s…)", dev.Ring, e.SHA256, c.SHA256))
+		return t.no("sha256").text("ring ").text(dev.Ring).text(" approved other content (sha256 ").short(e.SHA256).text("…) than the product now offers (").short(c.SHA256).text("…)").end()
 	}
 	// The recipes run with all rights: who approves the bytes approves them too.
-	yes("sha256", "the approved content is the offered one")
+	t.yes("sha256").text("the approved content is the offered one")
 	if e.Custom != c.Custom {
-		return no("recipes", fmt.Sprintf("ring %s approved other recipes or applicability than the product now signs for the same content", dev.Ring))
+		return t.no("recipes").text("ring ").text(dev.Ring).text(" approved other recipes or applicability than the product now signs for the same content").end()
 	}
-	yes("recipes", "the approved recipes are the offered ones")
+	t.yes("recipes").text("the approved recipes are the offered ones")
 
 	if e.Paused {
-		return no("paused", "the rollout is paused: "+orUnknown(e.PausedReason))
+		return t.no("paused").text("the rollout is paused: ").text(orUnknown(e.PausedReason)).end()
 	}
-	yes("paused", "the rollout is not paused")
+	t.yes("paused").text("the rollout is not paused")
 
 	if now.Before(e.NotBefore) {
 		d.Next = e.NotBefore
-		return no("not-before", fmt.Sprintf("it starts at %s", e.NotBefore.In(now.Location()).Format(time.RFC3339)))
+		return t.no("not-before").text("it starts at ").time(e.NotBefore.In(loc)).end()
 	}
-	yes("not-before", fmt.Sprintf("it started at %s", e.NotBefore.In(now.Location()).Format(time.RFC3339)))
+	t.yes("not-before").text("it started at ").time(e.NotBefore.In(loc))
 
 	bucket := Bucket(c.SHA256, dev.ID)
-	share, turn := e.share(bucket, now)
-	if bucket >= int(share) {
-		d.Next = turn
-		why := fmt.Sprintf("%s %% of the ring are in, and this machine comes at %s %%", share, Percent(bucket+1))
-		if !turn.IsZero() {
-			why += ", at " + turn.In(now.Location()).Format(time.RFC3339)
+	share := e.Share(now)
+	switch in := bucket < int(share); {
+	case e.Expedite:
+		t.yes("step").text("the ring has sent it out to everyone at once: ").text(orUnknown(e.ExpediteReason))
+	case in:
+		t.yes("step").percent(share).text(" % of the ring are in, and this machine comes at ").percent(Percent(bucket + 1)).text(" %")
+	default:
+		t.no("step").percent(share).text(" % of the ring are in, and this machine comes at ").percent(Percent(bucket + 1)).text(" %")
+		if turn, ok := e.Turn(bucket); ok {
+			d.Next = turn
+			t.text(", at ").time(turn.In(loc))
 		}
-		return no("step", why)
+		return false
 	}
-	yes("step", fmt.Sprintf("%s %% of the ring are in, and this machine comes at %s %%", share, Percent(bucket+1)))
 
 	if e.Deadline > 0 && !st.FirstSeen.IsZero() {
 		due := st.FirstSeen.Add(time.Duration(e.Deadline) * time.Second)
 		d.Overdue = !now.Before(due)
 		d.Force = d.Overdue && !now.Before(due.Add(time.Duration(e.Grace)*time.Second))
 	}
+	if e.Expedite {
+		t.yes("window").text("maintenance windows do not hold it back")
+		return true
+	}
 	if in, next := inWindows(e.Windows, now); !in && !d.Overdue {
 		d.Next = next
-		return no("window", fmt.Sprintf("outside its maintenance windows; the next one begins at %s", next.Format(time.RFC3339)))
+		return t.no("window").text("outside its maintenance windows; the next one begins at ").time(next).end()
 	}
 	if d.Overdue {
-		yes("window", "its deadline has passed, so maintenance windows no longer hold it back")
+		t.yes("window").text("its deadline has passed, so maintenance windows no longer hold it back")
 	} else {
-		yes("window", "now is a time to install it")
+		t.yes("window").text("now is a time to install it")
 	}
-	d.Install = true
-	return d
-}
-
-// share returns the part of the ring that is in at now, and when the bucket's
-// turn comes, zero if never or already.
-func (e *Entry) share(bucket int, now time.Time) (share Percent, turn time.Time) {
-	if len(e.Steps) == 0 {
-		return All, time.Time{}
-	}
-	for _, s := range e.Steps {
-		at := e.NotBefore.Add(time.Duration(s.At) * time.Second)
-		if !now.Before(at) {
-			share = s.Percent
-		} else if bucket < int(s.Percent) {
-			return share, at
-		}
-	}
-	return share, time.Time{}
+	return true
 }
 
 func (p *Plan) lifted(id string) bool { return slices.Contains(p.Lifts, id) }

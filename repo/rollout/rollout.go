@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/patchkeep/patchkeep/repo/internal/document"
@@ -51,7 +49,20 @@ type Plan struct {
 	// is lifted here, by the ring's threshold, and never by its absence.
 	Lifts []string `json:"lifts,omitempty"`
 
+	// Holds are patches that the ring leaves as they are for now, and why.
+	Holds []Hold `json:"holds,omitempty"`
+
 	Unknown document.Unknown `json:"-"`
+
+	places map[string]int `json:"-"` // of the entries, as read; see Entry
+}
+
+// Hold says in public that a patch is not approved yet, and why. It forbids
+// nothing: what is not approved is not installed anyway.
+type Hold struct {
+	Patch  string    `json:"patch"` // target path
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason"`
 }
 
 // Entry approves one patch: by path, by content, and by what its product says
@@ -70,9 +81,16 @@ type Entry struct {
 	Deadline int64 `json:"deadline,omitempty"`
 	Grace    int64 `json:"grace,omitempty"`
 
-	Paused       bool   `json:"paused,omitempty"`
-	PausedReason string `json:"paused_reason,omitempty"`
-	Change       string `json:"change,omitempty"` // id of the change record
+	Paused       bool      `json:"paused,omitempty"`
+	PausedReason string    `json:"paused_reason,omitempty"`
+	PausedSince  time.Time `json:"paused_since,omitzero"`
+
+	// Expedite is for emergencies: everyone from NotBefore, whatever Steps and
+	// Windows say.
+	Expedite       bool   `json:"expedite,omitempty"`
+	ExpediteReason string `json:"expedite_reason,omitempty"`
+
+	Change string `json:"change,omitempty"` // id of the change record
 
 	Unknown document.Unknown `json:"-"`
 }
@@ -103,12 +121,6 @@ func (h *Halt) UnmarshalJSON(data []byte) (err error) {
 // MarshalJSON writes the fields that it does not know too.
 func (h Halt) MarshalJSON() ([]byte, error) { return document.Encode(plainHalt(h), h.Unknown) }
 
-// Step lets Percent of the ring's machines in, At seconds after NotBefore.
-type Step struct {
-	At      int64   `json:"at"`
-	Percent Percent `json:"percent"`
-}
-
 // Percent is a share in hundredths of a percent, 0 to 10 000. In JSON it is a
 // number of percent with at most two decimals.
 type Percent int
@@ -120,10 +132,7 @@ const All Percent = 10_000
 func (p Percent) MarshalJSON() ([]byte, error) { return []byte(p.String()), nil }
 
 // String writes the percent without its sign: "12.5".
-func (p Percent) String() string {
-	s := fmt.Sprintf("%d.%02d", p/100, p%100)
-	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".")
-}
+func (p Percent) String() string { return string(p.append(nil)) }
 
 // UnmarshalJSON reads a number of percent.
 func (p *Percent) UnmarshalJSON(data []byte) error {
@@ -207,6 +216,10 @@ func ParsePlan(data []byte) (*Plan, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
+	p.places = make(map[string]int, len(p.Entries))
+	for i := range p.Entries {
+		p.places[p.Entries[i].Patch] = i
+	}
 	return &p, nil
 }
 
@@ -229,14 +242,14 @@ func (p *Plan) Check() error {
 	if err := layout.CheckName(p.Ring); err != nil {
 		return bad("ring: %w", err)
 	}
-	if len(p.Entries) > maxEntries || len(p.Lifts) > maxEntries || len(p.MinimumSafe) > maxEntries {
+	if len(p.Entries) > maxEntries || len(p.Lifts) > maxEntries || len(p.MinimumSafe) > maxEntries || len(p.Holds) > maxEntries {
 		return bad("more than %d entries", maxEntries)
 	}
 	seen := make(map[string]bool, len(p.Entries))
 	for i := range p.Entries {
 		e := &p.Entries[i]
 		if err := e.check(); err != nil {
-			return bad("entry %d: %w", i+1, err)
+			return bad("entry %d (%.200s): %w", i+1, e.Patch, err)
 		}
 		if seen[e.Patch] {
 			return bad("entry %d: %s stands twice", i+1, e.Patch)
@@ -251,6 +264,15 @@ func (p *Plan) Check() error {
 	for _, id := range p.Lifts {
 		if err := layout.CheckName(id); err != nil {
 			return bad("lifts: %w", err)
+		}
+	}
+	for i := range p.Holds {
+		h := &p.Holds[i]
+		if _, _, _, _, ok := layout.SplitPatchPath(h.Patch); !ok {
+			return bad("hold %d: %q is not a patch's target path", i+1, h.Patch)
+		}
+		if h.Since.IsZero() || len(h.Reason) > maxText {
+			return bad("hold %d: since is missing, or reason is longer than %d bytes", i+1, maxText)
 		}
 	}
 	return nil
@@ -269,16 +291,11 @@ func (e *Entry) check() error {
 	if e.NotBefore.IsZero() {
 		return errors.New("not_before is missing")
 	}
-	if len(e.Steps) > maxSteps || len(e.Windows) > maxWindows {
-		return fmt.Errorf("more than %d steps or %d windows", maxSteps, maxWindows)
+	if err := checkSteps(e.Steps); err != nil {
+		return err
 	}
-	for i, s := range e.Steps {
-		if s.Percent < 0 || s.Percent > All || s.At < 0 || s.At > maxSeconds {
-			return fmt.Errorf("step %d is out of bounds", i+1)
-		}
-		if i > 0 && (s.At <= e.Steps[i-1].At || s.Percent < e.Steps[i-1].Percent) {
-			return fmt.Errorf("step %d does not come after the one before it with at least its percentage", i+1)
-		}
+	if len(e.Windows) > maxWindows {
+		return fmt.Errorf("more than %d windows", maxWindows)
 	}
 	for i := range e.Windows {
 		if err := e.Windows[i].check(); err != nil {
@@ -288,8 +305,8 @@ func (e *Entry) check() error {
 	if e.Deadline < 0 || e.Deadline > maxSeconds || e.Grace < 0 || e.Grace > maxSeconds {
 		return errors.New("deadline or grace is out of bounds")
 	}
-	if len(e.PausedReason) > maxText {
-		return fmt.Errorf("paused_reason is longer than %d bytes", maxText)
+	if len(e.PausedReason) > maxText || len(e.ExpediteReason) > maxText {
+		return fmt.Errorf("paused_reason or expedite_reason is longer than %d bytes", maxText)
 	}
 	if e.Change != "" {
 		if err := layout.CheckName(e.Change); err != nil {
@@ -306,11 +323,27 @@ func (p *Plan) Entry(targetPath string) *Entry {
 	if p == nil {
 		return nil
 	}
-	i := slices.IndexFunc(p.Entries, func(e Entry) bool { return e.Patch == targetPath })
-	if i < 0 {
-		return nil
+	// Entries may have changed since they were read.
+	if i, ok := p.places[targetPath]; ok && i < len(p.Entries) && p.Entries[i].Patch == targetPath {
+		return &p.Entries[i]
 	}
-	return &p.Entries[i]
+	for i := range p.Entries {
+		if p.Entries[i].Patch == targetPath {
+			return &p.Entries[i]
+		}
+	}
+	return nil
+}
+
+// Hold returns what the ring says about a patch that it leaves as it is; nil if
+// nothing.
+func (p *Plan) Hold(targetPath string) *Hold {
+	for i := range p.Holds {
+		if p.Holds[i].Patch == targetPath {
+			return &p.Holds[i]
+		}
+	}
+	return nil
 }
 
 // ParseHalts reads and checks a halt list.

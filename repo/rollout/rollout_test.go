@@ -3,13 +3,9 @@ package rollout
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"pgregory.net/rapid"
 )
 
 var (
@@ -65,6 +61,16 @@ func TestDecide(t *testing.T) {
 		{name: "no step yet", plan: plan(func(e *Entry) { e.Steps = []Step{{At: 3600, Percent: All}} }), check: "step", nextIn: time.Hour},
 		{name: "0 percent for ever", plan: plan(func(e *Entry) { e.Steps = []Step{{At: 0, Percent: 0}} }), check: "step"},
 		{name: "after the step", plan: plan(func(e *Entry) { e.Steps = []Step{{At: 3600, Percent: All}} }), at: time.Hour, want: true, check: "window"},
+		{name: "halfway up a ramp", plan: plan(func(e *Entry) { e.Steps = []Step{{At: 10000, Percent: All, Ramp: true}} }), at: 5000 * time.Second, check: "step", nextIn: 9156 * time.Second},
+		{name: "up a ramp", plan: plan(func(e *Entry) { e.Steps = []Step{{At: 10000, Percent: All, Ramp: true}} }), at: 9156 * time.Second, want: true, check: "window"},
+		{name: "expedited past steps and windows", plan: plan(func(e *Entry) {
+			e.Steps, e.Windows = []Step{{At: 3600, Percent: All}}, []Window{{From: "22:00", To: "04:00"}}
+			e.Expedite = true
+		}), want: true, check: "window"},
+		{name: "expedited, and too early", plan: plan(func(e *Entry) { e.Expedite = true }), at: -time.Second, check: "not-before", nextIn: 1},
+		{name: "expedited and paused", plan: plan(func(e *Entry) { e.Expedite, e.Paused = true, true }), check: "paused"},
+		{name: "expedited and halted", plan: plan(func(e *Entry) { e.Expedite = true }), halts: []Halt{{ID: "h", All: true}}, check: "halt"},
+		{name: "held", plan: &Plan{Format: 1, Ring: "users", Holds: []Hold{{Patch: pathA, Since: start, Reason: "later"}}}, check: "plan"},
 		{name: "outside window", plan: plan(func(e *Entry) { e.Windows = []Window{{From: "22:00", To: "04:00"}} }), check: "window", nextIn: 13 * time.Hour},
 		{name: "inside window over midnight", plan: plan(func(e *Entry) { e.Windows = []Window{{From: "22:00", To: "04:00"}} }), at: 18 * time.Hour, want: true, check: "window"},
 		{name: "deadline beats window", plan: plan(func(e *Entry) {
@@ -112,21 +118,6 @@ func TestBucketIsTheSameInEveryLanguage(t *testing.T) {
 	}
 }
 
-func TestShareOfManyMachines(t *testing.T) {
-	const machines = 100_000
-	for _, percent := range []Percent{100, 1000, 5000, 9000} {
-		in := 0
-		for i := range machines {
-			if Bucket(sumA, fmt.Sprintf("machine-%d", i)) < int(percent) {
-				in++
-			}
-		}
-		if got, want := float64(in)*100/machines, float64(percent)/100; got < want-0.5 || got > want+0.5 {
-			t.Errorf("%.2f %% of the machines are in, want %.2f", got, want)
-		}
-	}
-}
-
 func TestWindowsOverSummerTime(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
@@ -147,55 +138,6 @@ func TestWindowsOverSummerTime(t *testing.T) {
 			t.Errorf("at %s: in window = %v, want %v", at, in, want)
 		}
 	}
-}
-
-// Properties that every rollout relies on.
-func TestDecideProperties(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		var steps []Step
-		at, pc := int64(0), 0
-		for range rapid.IntRange(0, 5).Draw(t, "steps") {
-			pc = min(pc+rapid.IntRange(0, 4000).Draw(t, "percent"), int(All))
-			steps = append(steps, Step{At: at, Percent: Percent(pc)})
-			at += rapid.Int64Range(1, 100_000).Draw(t, "gap")
-		}
-		p := plan(func(e *Entry) { e.Steps = steps })
-		if err := p.Check(); err != nil {
-			t.Fatal(err)
-		}
-		dev := Device{ID: rapid.String().Draw(t, "machine"), Ring: "users"}
-		a := start.Add(time.Duration(rapid.Int64Range(-1000, 600_000).Draw(t, "a")) * time.Second)
-		b := a.Add(time.Duration(rapid.Int64Range(0, 600_000).Draw(t, "b")) * time.Second)
-		st := State{Plan: p}
-		first, later := Decide(dev, st, candidate(), a), Decide(dev, st, candidate(), b)
-		if first.Install && !later.Install {
-			t.Fatalf("in at %s and out again at %s", a, b)
-		}
-		if first.Install && a.Before(start) {
-			t.Fatal("installed before not-before")
-		}
-		if !first.Next.IsZero() {
-			if first.Next.Before(a) || Decide(dev, st, candidate(), first.Next.Add(-time.Second)).Install {
-				t.Fatalf("Next %s is not when it turns", first.Next)
-			}
-			if first.Trace[len(first.Trace)-1].Name == "step" && !Decide(dev, st, candidate(), first.Next).Install {
-				t.Fatalf("not in at its Next %s", first.Next)
-			}
-		}
-		st.Halts = []Halt{{ID: "h", SHA256: sumA}}
-		if Decide(dev, st, candidate(), b).Install {
-			t.Fatal("installed although halted")
-		}
-		// The order of the entries does not matter.
-		q := plan(func(e *Entry) { e.Steps = steps })
-		for i := range 3 {
-			q.Entries = append(q.Entries, Entry{Patch: fmt.Sprintf("patches/other/%d/any/f", i), SHA256: sumB, Custom: sumC, NotBefore: start})
-		}
-		rand.Shuffle(len(q.Entries), func(i, j int) { q.Entries[i], q.Entries[j] = q.Entries[j], q.Entries[i] })
-		if Decide(dev, State{Plan: q}, candidate(), b).Install != later.Install {
-			t.Fatal("the order of the entries matters")
-		}
-	})
 }
 
 func TestPlanRoundTripKeepsUnknownFields(t *testing.T) {
@@ -264,7 +206,7 @@ func TestDocumentsRefused(t *testing.T) {
 
 func FuzzParsePlan(f *testing.F) {
 	data, err := plan(func(e *Entry) {
-		e.Steps = []Step{{0, 1000}, {60, All}}
+		e.Steps = []Step{{At: 0, Percent: 1000}, {At: 60, Percent: All, Ramp: true}}
 		e.Windows = []Window{{[]string{"mon"}, "22:00", "04:00"}}
 	}).Encode()
 	if err != nil {
@@ -298,24 +240,4 @@ func FuzzParseHalts(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
-}
-
-func BenchmarkDecide(b *testing.B) {
-	st := State{Plan: plan(func(e *Entry) { e.Steps = []Step{{0, 1000}, {60, All}} })}
-	for b.Loop() {
-		Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), start.Add(time.Hour))
-	}
-}
-
-func TestParseSteps(t *testing.T) {
-	got, err := ParseSteps("10%@0h, 12.5%@90m,100%@3d")
-	want := []Step{{0, 1000}, {5400, 1250}, {259200, All}}
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("ParseSteps = %v, %v; want %v", got, err, want)
-	}
-	for _, bad := range []string{"", "10", "10%", "10%@", "x%@1h", "10%@1h,5%@2h", "10%@2h,20%@1h", "101%@0h", "10%@-1h", "10%@xd", "0.001%@0h"} {
-		if steps, err := ParseSteps(bad); !errors.Is(err, ErrBad) {
-			t.Errorf("ParseSteps(%q) = %v, %v; want ErrBad", bad, steps, err)
-		}
-	}
 }
