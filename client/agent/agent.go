@@ -21,12 +21,12 @@
 // The state directory, mode 0700:
 //
 //	agent.json      the enrolment        root.json     the pinned root
-//	metadata/       trusted metadata     downloads/    files on their way
+//	metadata/       trusted metadata     downloads/    files on their way, and
+//	                                                   installed ones for deltas
 //	patches/        one journal a patch  history.json  what came of them
 //	halts.json      every halt ever seen seen.json     when patches were first seen
 //	installed.json  what was installed   report.json   the last check
-//	install/        logs of installers   bases/        installed files, for deltas
-//	agent.lock      of the one agent at work
+//	install/        logs of installers   agent.lock
 //
 // A file that a power cut damaged is set aside as <name>.damaged, and the agent
 // goes on; but not without its enrolment, nor if it cannot know any more what
@@ -49,8 +49,8 @@ import (
 
 	"github.com/patchkeep/patchkeep/client"
 	"github.com/patchkeep/patchkeep/client/fetch"
-	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/client/install"
+	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/client/tuf"
 )
 

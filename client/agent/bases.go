@@ -19,10 +19,10 @@ import (
 )
 
 // basesDir holds the file that a product was last installed from, as
-// bases/<product>/<sha256>: the next version may share most of its bytes with
+// downloads/bases/<product>/<sha256>: the next version may share most of its bytes with
 // it. It is a cache: whatever lies there is verified when it is used, and goes
 // as soon as the disk is needed for something else.
-const basesDir = "bases"
+const basesDir = "downloads/bases"
 
 const defaultMaxBases = 1 << 30
 
@@ -109,7 +109,7 @@ func (s *session) keepBase(ctx context.Context, r *Record) {
 	}
 	dir := s.path(basesDir, r.Patch.Product)
 	path := filepath.Join(dir, r.SHA256)
-	err := errors.Join(install.PrivateDir(s.path(basesDir)), install.PrivateDir(dir))
+	err := install.PrivateDir(dir)
 	if err == nil {
 		err = os.Rename(s.filePath(r), path)
 	}

@@ -155,7 +155,7 @@ func (o *EnrollOptions) write(dir, scratch string, c *Config) error {
 		return err
 	}
 	if !bytes.Equal(pinned, o.Root) {
-		for _, name := range []string{"metadata", "documents", "downloads", basesDir, haltsFile, haltsCopy, seenFile, reportFile} {
+		for _, name := range []string{"metadata", "documents", "downloads", haltsFile, haltsCopy, seenFile, reportFile} {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 				return err
 			}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/patchkeep/patchkeep/mirror/cache"
-	"github.com/patchkeep/patchkeep/mirror/internal/smalldisk"
+	"github.com/patchkeep/patchkeep/internal/smalldisk"
 )
 
 // occupy fills the disk but for free bytes, as another program may.

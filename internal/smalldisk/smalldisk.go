@@ -6,23 +6,27 @@ package smalldisk
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
 )
 
-// size is that of the file system.
-const size = "8m"
-
 // Mount runs the test once more, in a mount namespace of its own, and returns
 // there the directory of an empty file system of 8 MiB. To the test that it was
 // called from it returns "": nothing is left to do.
 func Mount(t *testing.T) (dir string) {
 	t.Helper()
+	return MountSize(t, 8)
+}
+
+// MountSize is Mount with a file system of so many MiB.
+func MountSize(t *testing.T, mib int) (dir string) {
+	t.Helper()
 	const env = "PATCHKEEP_TEST_SMALL_DISK"
 	if dir := os.Getenv(env); dir != "" {
-		if err := syscall.Mount("small", dir, "tmpfs", 0, "mode=700,size="+size); err != nil {
+		if err := syscall.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("mode=700,size=%dm", mib)); err != nil {
 			t.Fatalf("mount a small disk: %v", err)
 		}
 		return dir
