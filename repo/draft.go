@@ -26,6 +26,7 @@ type draft struct {
 
 	root   *metadata.Metadata[metadata.RootType]               // in force, or new
 	roles  map[string]*metadata.Metadata[metadata.TargetsType] // edited ones
+	signed map[string]*pendingPart                             // edited ones that others have signed already
 	docs   map[string][]byte                                   // object name → content, to be created first
 	stamp  bool                                                // publish even if no role was edited
 	result Change
@@ -133,6 +134,18 @@ func (d *draft) document(ctx context.Context, role, path string, limit int64) ([
 	if tf == nil {
 		return nil, nil
 	}
+	data, err := d.readDocument(ctx, path, tf, limit)
+	if errors.Is(err, errOther) {
+		return nil, fmt.Errorf("%w: %s in the store is not what role %s signed", ErrNotTrusted, path, role)
+	}
+	return data, err
+}
+
+// errOther says that a document is not the one that its hash names.
+var errOther = errors.New("other content than is signed")
+
+// readDocument reads a small target of ours by what its entry says.
+func (d *draft) readDocument(ctx context.Context, path string, tf *metadata.TargetFiles, limit int64) ([]byte, error) {
 	sum := tf.Hashes["sha256"]
 	object := layout.TargetObject(path, sum.String())
 	if data, ok := d.docs[object]; ok {
@@ -146,7 +159,7 @@ func (d *draft) document(ctx context.Context, role, path string, limit int64) ([
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	if got := sha256.Sum256(data); !bytes.Equal(got[:], sum) {
-		return nil, fmt.Errorf("%w: %s in the store is not what role %s signed", ErrNotTrusted, path, role)
+		return nil, fmt.Errorf("read %s: %w", path, errOther)
 	}
 	return data, nil
 }

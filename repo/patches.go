@@ -113,25 +113,21 @@ func (r *Repository) checkNew(ctx context.Context, p *patch.Patch, path string, 
 }
 
 // canSign finds out before an upload, not after it, that keys are missing or a
-// password is wrong.
+// password is wrong. The role comes first: if it will wait for signatures of
+// others, nobody needs the rest of the keys now.
 func (d *draft) canSign(ctx context.Context, roles ...string) error {
+	if d.repo.waiting == WaitAlways {
+		return nil
+	}
 	for _, role := range roles {
-		ids, threshold, err := d.authority(ctx, role)
-		if err != nil {
+		have, threshold, err := d.atHand(ctx, role)
+		switch {
+		case err != nil:
 			return err
-		}
-		have := 0
-		for _, id := range ids {
-			if have == threshold {
-				break
-			}
-			if _, err := d.repo.keys(ctx, id); err == nil {
-				have++
-			} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrKeys) {
-				return fmt.Errorf("key of role %s: %w", role, err)
-			}
-		}
-		if have < threshold {
+		case have >= threshold:
+		case have > 0 && d.repo.waiting == WaitIfNeeded && role == roles[0]:
+			return nil
+		default:
 			return fmt.Errorf("%w: role %s needs %d signature(s), and the keys at hand give %d", ErrKeys, role, threshold, have)
 		}
 	}

@@ -26,26 +26,49 @@ const (
 )
 
 // publish stages a change with edit, on top of what is published, and commits
-// it. edit may run several times, each time on a newer base, until no one else
-// gets in between; it has no effect but on the draft.
+// it, or lets it wait for signatures of others. edit may run several times, each
+// time on a newer base, until no one else gets in between; it has no effect but
+// on the draft.
 func (r *Repository) publish(ctx context.Context, dryRun bool, edit func(context.Context, *draft) error) (*Change, error) {
+	return r.onNewest(ctx, func(base *state) (d *draft, commit bool, err error) {
+		d = r.draftOn(base)
+		if err := edit(ctx, d); err != nil {
+			return nil, false, err
+		}
+		if len(d.roles) == 0 && !d.stamp {
+			return d, false, nil
+		}
+		d.result.Attempts = 1
+		d.result.DryRun = dryRun
+		if dryRun {
+			return d, false, d.plan(ctx)
+		}
+		wait, err := d.waits(ctx)
+		if err != nil || !wait {
+			return d, true, err
+		}
+		d.result.Pending, err = d.stage(ctx, "", nil)
+		return d, false, err
+	})
+}
+
+// onNewest commits the draft that prepare makes, each time on a newer base,
+// until no one else gets in between. What prepare does not want committed is
+// returned as it is.
+func (r *Repository) onNewest(ctx context.Context, prepare func(base *state) (d *draft, commit bool, err error)) (*Change, error) {
 	for attempt := 1; ; attempt++ {
 		base, err := r.load(ctx)
 		if err != nil {
 			return nil, err
 		}
-		d := r.draftOn(base)
-		if err := edit(ctx, d); err != nil {
+		d, commit, err := prepare(base)
+		if err != nil {
 			return nil, err
 		}
-		if len(d.roles) == 0 && !d.stamp {
+		if !commit {
 			return &d.result, nil
 		}
 		d.result.Attempts = attempt
-		d.result.DryRun = dryRun
-		if dryRun {
-			return &d.result, d.plan(ctx)
-		}
 		err = d.commit(ctx)
 		if err == nil {
 			logger(ctx).Info().Int64("timestamp", d.result.Timestamp).Int("attempts", attempt).Msg("published")
@@ -142,9 +165,7 @@ func (d *draft) commit(ctx context.Context) error {
 	}
 	written := make(map[string][]byte) // metadata file → content, for the walk
 	for _, role := range d.edited() {
-		md := d.roles[role]
-		h := head{&md.Signed.Version, &md.Signed.Expires, &md.Signed.UnrecognizedFields}
-		version, err := writeRole(ctx, d, role, md, h, written)
+		version, err := d.writeEdited(ctx, role, written)
 		if err != nil {
 			return err
 		}
@@ -170,6 +191,15 @@ func (d *draft) commit(ctx context.Context) error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
+}
+
+// writeEdited writes an edited role: signed before, or else now.
+func (d *draft) writeEdited(ctx context.Context, role string, written map[string][]byte) (int64, error) {
+	if part := d.signed[role]; part != nil {
+		return d.writeSigned(ctx, part, written)
+	}
+	md := d.roles[role]
+	return writeRole(ctx, d, role, md, head{&md.Signed.Version, &md.Signed.Expires, &md.Signed.UnrecognizedFields}, written)
 }
 
 // head is the part of signed metadata that every role has.

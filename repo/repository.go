@@ -33,6 +33,13 @@ var (
 	ErrExpired = errors.New("metadata expired")
 	// ErrKeys says that the given keys do not reach a role's threshold.
 	ErrKeys = errors.New("keys missing")
+	// ErrStale says that a waiting change no longer fits what is published.
+	ErrStale = errors.New("change is stale")
+	// ErrClosed says that a waiting change was given up.
+	ErrClosed = errors.New("change is closed")
+	// ErrBadPending says that what lies in pending/, or in a file of it, is not
+	// what it has to be.
+	ErrBadPending = errors.New("bad waiting change")
 	// ErrUnknownRing says that the repository has no such ring.
 	ErrUnknownRing = errors.New("unknown ring")
 	// ErrNoRepository says that the store holds no repository.
@@ -61,6 +68,9 @@ type Config struct {
 	Keys Keys             // nil: nothing can be signed
 	Root []byte           // pinned root metadata; nil: the store's oldest is taken at its word
 	Now  func() time.Time // nil: time.Now
+
+	Pending Waiting // what becomes of changes that need further signatures
+	By      string  // who stages, for people to read; it proves nothing
 }
 
 // Repository publishes to one store. It is safe for concurrent use, also by
@@ -71,12 +81,15 @@ type Repository struct {
 	root  []byte
 	now   func() time.Time
 
+	waiting Waiting
+	by      string
+
 	making *InitConfig // only while the repository is being made
 }
 
 // Open makes a Repository. It does not touch the store.
 func Open(s store.Store, cfg Config) *Repository {
-	r := &Repository{store: s, keys: cfg.Keys, root: cfg.Root, now: cfg.Now}
+	r := &Repository{store: s, keys: cfg.Keys, root: cfg.Root, now: cfg.Now, waiting: cfg.Pending, by: cfg.By}
 	if r.keys == nil {
 		r.keys = func(context.Context, string) (Signer, error) {
 			return nil, fmt.Errorf("%w: no keys were given", ErrKeys)
@@ -97,6 +110,10 @@ type Change struct {
 	Timestamp int64        `json:"timestamp"` // version of the timestamp that committed it; 0: nothing was published
 	Attempts  int          `json:"attempts"`  // 1, and one more for each lost race
 	DryRun    bool         `json:"dry_run,omitempty"`
+
+	// Pending is set if the change waits for signatures. Then nothing was
+	// published.
+	Pending *Pending `json:"pending,omitempty"`
 }
 
 // RoleChange is what a publish does to one role.

@@ -27,6 +27,9 @@ type published struct {
 // exact change to the metadata.
 func printChange(cmd *cobra.Command, result published, words string, next ...string) error {
 	return cli.Print(cmd, result, func(w io.Writer) error {
+		if result.Pending != nil {
+			return printWaiting(w, result.Pending, words)
+		}
 		verb := "Published"
 		if result.DryRun {
 			verb = "Would publish (nothing was written)"

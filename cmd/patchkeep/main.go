@@ -30,6 +30,9 @@ var rules = []cli.Rule{
 	{Target: repo.ErrNotTrusted, Code: cli.NotTrusted},
 	{Target: repo.ErrFaults, Code: cli.NotTrusted},
 	{Target: tuf.ErrNotTrusted, Code: cli.NotTrusted},
+	{Target: repo.ErrBadPending, Code: cli.NotTrusted},
+	{Target: repo.ErrStale, Code: cli.Conflict},
+	{Target: repo.ErrClosed, Code: cli.Conflict},
 	{Target: repo.ErrExists, Code: cli.Conflict},
 	{Target: repo.ErrBusy, Code: cli.Conflict},
 	{Target: repo.ErrUnknownRing, Code: cli.Usage},
@@ -46,8 +49,12 @@ func hint(err error) string {
 		return "give the password with " + signing.PasswordEnv + ", with --password-fd, or at the prompt of a terminal"
 	case errors.Is(err, signing.ErrExampleKey):
 		return "make keys of your own with: patchkeep key new NAME --keys DIR"
+	case errors.Is(err, repo.ErrStale):
+		return "make it anew on top of what is published now with: patchkeep pending rebase ID"
+	case errors.Is(err, repo.ErrBadPending):
+		return "do not sign it; whoever made it stages it again, and this one is put away with: patchkeep pending abandon ID"
 	case errors.Is(err, repo.ErrKeys):
-		return "name the directory or file with the missing keys with --keys, which may be repeated"
+		return "name the directory or file with the missing keys with --keys, which may be repeated; others can sign later what was staged with --pending"
 	case errors.Is(err, repo.ErrPolicy):
 		return "see what the ring demands with: patchkeep ring show RING"
 	case errors.Is(err, repo.ErrExpired):
@@ -85,6 +92,8 @@ them go to a ring of machines, and anyone on call can stop them.`,
 		newInit(a), newKey(a), newProduct(a), newPatch(a), newRing(a), newRollout(a),
 		newHalt(a), newMirror(a), newRenew(a), newRootCommand(a), newVerify(a),
 	)
+	waitFlags(a, root)
+	root.AddCommand(newPending(a), newSign(a), newPublish(a))
 	return root
 }
 
@@ -93,6 +102,8 @@ type app struct {
 	repoRef    string
 	keyRefs    []string
 	passwordFD int
+
+	pending, noPending bool // of commands that publish; see waitFlags
 }
 
 // demoEnv lets the keys of keys-example sign. The demo sets it.
@@ -126,7 +137,7 @@ func (a *app) open(ctx context.Context) (*repo.Repository, *signing.Keyring, err
 	if err != nil {
 		return nil, nil, err
 	}
-	return repo.Open(s, repo.Config{Keys: keysOf(ring)}), ring, nil
+	return repo.Open(s, repo.Config{Keys: keysOf(ring), Pending: a.waiting(), By: whoAmI()}), ring, nil
 }
 
 // keysOf lets a repository sign with a keyring.

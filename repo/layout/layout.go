@@ -318,10 +318,14 @@ func ContentType(object string) string {
 }
 
 // CacheControl is how long an object may be kept by caches on the way: all
-// but the timestamp never change.
+// that is published never changes, but for the timestamp; what is not published
+// is for no cache.
 func CacheControl(object string) string {
-	if object == TimestampObject {
+	switch {
+	case object == TimestampObject:
 		return "no-cache"
+	case strings.HasPrefix(object, PendingDir+"/"):
+		return "no-store"
 	}
 	return "public, max-age=31536000, immutable"
 }
