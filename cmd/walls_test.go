@@ -26,6 +26,7 @@ var walls = []wall{
 	{"keys-example", nil},
 	{"signing/...", []string{"signing/...", "keys-example"}},
 	{"repo/layout", nil},
+	{"repo/delta", leaves},
 	{"repo/patch/...", leaves},
 	{"repo/rollout/...", leaves},
 	{"repo/mirrors/...", leaves},
@@ -36,7 +37,7 @@ var walls = []wall{
 	{"mirror/...", append([]string{"mirror/...", "client/...", "repo/store/..."}, leaves...)},
 }
 
-var leaves = []string{"repo/layout", "repo/patch/...", "repo/rollout/...", "repo/mirrors/...", "repo/internal/..."}
+var leaves = []string{"repo/layout", "repo/delta", "repo/patch/...", "repo/rollout/...", "repo/mirrors/...", "repo/internal/..."}
 
 // linked says what must not be in a program, however it got there.
 var linked = map[string][]string{

@@ -18,6 +18,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/patchkeep/patchkeep/repo/delta"
 	"github.com/patchkeep/patchkeep/repo/mirrors"
 	"github.com/patchkeep/patchkeep/repo/patch"
 	"github.com/patchkeep/patchkeep/repo/rollout"
@@ -32,6 +33,7 @@ var kinds = map[string]struct {
 	"plan":    {func(b []byte) error { _, err := rollout.ParsePlan(b); return err }, reflect.TypeFor[rollout.Plan]()},
 	"halts":   {func(b []byte) error { _, err := rollout.ParseHalts(b); return err }, reflect.TypeFor[rollout.Halts]()},
 	"change":  {func(b []byte) error { _, err := rollout.ParseChange(b); return err }, reflect.TypeFor[rollout.Change]()},
+	"delta":   {func(b []byte) error { _, err := delta.Parse(b); return err }, reflect.TypeFor[delta.Info]()},
 	"mirrors": {func(b []byte) error { _, err := mirrors.Parse(b); return err }, reflect.TypeFor[mirrors.List]()},
 	"policies": {
 		func(b []byte) error { _, err := rollout.ParsePolicies(b); return err }, reflect.TypeFor[rollout.Policies](),
@@ -125,6 +127,7 @@ func written() map[string][][]byte {
 		},
 		{URL: "http://[2001:db8::1]"},
 	}}
+	info := &delta.Info{Format: 1, From: "2.0", BaseSHA256: sumA, BaseLength: 1 << 30, SHA256: sumB, Length: 1, Memory: delta.Memory}
 	bare := func(p *patch.Patch) []byte { // custom without its wrapper
 		var c struct{ Patchkeep json.RawMessage }
 		if err := json.Unmarshal(must(p.ToCustom()), &c); err != nil {
@@ -132,7 +135,17 @@ func written() map[string][][]byte {
 		}
 		return c.Patchkeep
 	}
+	bareDelta := func(i *delta.Info) []byte {
+		var c struct {
+			Delta json.RawMessage `json:"patchkeep-delta"`
+		}
+		if err := json.Unmarshal(must(i.ToCustom()), &c); err != nil {
+			panic(err)
+		}
+		return c.Delta
+	}
 	return map[string][][]byte{
+		"delta":    {bareDelta(info)},
 		"patch":    {bare(full), bare(plain)},
 		"plan":     {must(plan.Encode()), must((&rollout.Plan{Format: 1, Ring: "users"}).Encode())},
 		"halts":    {must(halts.Encode()), must((&rollout.Halts{Format: 1}).Encode())},
@@ -191,7 +204,9 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"ring", long[:64]},
 			{"entries/1/patch", "patches/p/1/any/a.blocks.b"},
 			{"entries/1/patch", "patches/p/1/any/ä b"},
+			{"entries/1/patch", "patches/p/1/any/a.delta"},
 		},
+		"delta": {{"length", 1 << 30}, {"memory", 1}, {"from", "1.0~rc1+b2"}},
 		"halts": {{"halts", drop{}}, {"halts/0/reason", drop{}}, {"halts/0/product", ""}, {"halts/0/all", false}},
 		"mirrors": {
 			{"mirrors", drop{}},
@@ -282,6 +297,7 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"entries/0/patch", "patches/p/1/any/ "},
 			{"entries/0/patch", "patches/p/1/any/f "},
 			{"entries/0/patch", "patches/p/1/any/f.blocks"},
+			{"entries/0/patch", "patches/p/1/any/f.from-0123456789abcdef.delta"},
 			{"entries/0/patch", `patches/p/1/any/a\b`},
 			{"entries/0/patch", "patches/p/1/any/a\tb"},
 			{"entries/0/patch", "patches/p/1/any/a\u0085b"},
@@ -341,6 +357,28 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"policies/0/soak", -1},
 			{"policies/0/soak", 0.5},
 			{"policies/0/change_required", "yes"},
+		},
+		"delta": {
+			{"format", 2},
+			{"format", drop{}},
+			{"from", ""},
+			{"from", "../x"},
+			{"from", drop{}},
+			{"base_sha256", sumA[:16]},
+			{"base_sha256", strings.ToUpper(sumA)},
+			{"base_sha256", drop{}},
+			{"base_length", 0},
+			{"base_length", 1<<30 + 1},
+			{"base_length", drop{}},
+			{"sha256", "x"},
+			{"sha256", drop{}},
+			{"length", -1},
+			{"length", 1.5},
+			{"length", "1"},
+			{"length", drop{}},
+			{"memory", 0},
+			{"memory", 128<<20 + 1},
+			{"memory", drop{}},
 		},
 		"halts": {
 			{"format", 0},

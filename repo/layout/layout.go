@@ -53,6 +53,10 @@ const (
 	patchesDir  = "patches"
 	ringsDir    = "rings"
 	blockSuffix = ".blocks"
+	deltaInfix  = ".from-"
+	deltaSuffix = ".delta"
+	deltaBase   = 16 // hex digits of the base's SHA-256 between the two
+	deltaEnding = len(deltaInfix) + deltaBase + len(deltaSuffix)
 )
 
 // Block lists: a target of BlockListMin bytes or more has a sister target
@@ -128,7 +132,7 @@ func PatchPath(product, version, platform, file string) (string, error) {
 }
 
 // SplitPatchPath takes a patch's target path apart. ok is false for any other
-// path, block lists included.
+// path, block lists and deltas included.
 func SplitPatchPath(p string) (product, version, platform, file string, ok bool) {
 	s := strings.Split(p, "/")
 	if len(s) != 5 || s[0] != patchesDir || strings.HasSuffix(p, blockSuffix) {
@@ -145,6 +149,61 @@ func BlocksPath(target string) string { return target + blockSuffix }
 
 // BlocksOf is the inverse of BlocksPath.
 func BlocksOf(p string) (target string, ok bool) { return strings.CutSuffix(p, blockSuffix) }
+
+// DeltaPath is the target path of the delta that makes a patch's file out of a
+// base with that SHA-256. A file name that is too long to have one, or anything
+// but a patch, is ErrBadName.
+func DeltaPath(target, baseSHA256 string) (string, error) {
+	_, _, _, file, ok := SplitPatchPath(target)
+	switch {
+	case !ok:
+		return "", fmt.Errorf("%w: %q is not the path of a patch", ErrBadName, target)
+	case !IsSHA256(baseSHA256):
+		return "", fmt.Errorf("%w: %q is not a SHA-256", ErrBadName, baseSHA256)
+	case len(file) > MaxFileLen-deltaEnding:
+		return "", fmt.Errorf("%w: the file name is longer than %d bytes, so there is no room for the name of a delta", ErrBadName, MaxFileLen-deltaEnding)
+	}
+	return target + deltaInfix + baseSHA256[:deltaBase] + deltaSuffix, nil
+}
+
+// DeltaOf is the inverse of DeltaPath, as far as a path can tell: base is how the
+// SHA-256 of the base begins.
+func DeltaOf(p string) (target, base string, ok bool) {
+	target, base, ok = cutDelta(p)
+	if _, _, _, file, is := SplitPatchPath(target); !ok || !is || len(file) > MaxFileLen-deltaEnding {
+		return "", "", false
+	}
+	return target, base, true
+}
+
+// cutDelta cuts the ending of a delta off a name.
+func cutDelta(s string) (name, base string, ok bool) {
+	rest, ok := strings.CutSuffix(s, deltaSuffix)
+	if !ok || len(rest) < deltaBase+len(deltaInfix) {
+		return "", "", false
+	}
+	rest, base = rest[:len(rest)-deltaBase], rest[len(rest)-deltaBase:]
+	for _, c := range []byte(base) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return "", "", false
+		}
+	}
+	name, ok = strings.CutSuffix(rest, deltaInfix)
+	return name, base, ok
+}
+
+// PatchOf is the target path of the patch that a target belongs to: itself, or
+// what it is a block list or a delta of.
+func PatchOf(p string) (patch string, ok bool) {
+	if target, is := BlocksOf(p); is {
+		p = target
+	}
+	if target, _, is := DeltaOf(p); is {
+		p = target
+	}
+	_, _, _, _, ok = SplitPatchPath(p)
+	return p, ok
+}
 
 // BlockCount is the number of blocks of a target of length bytes.
 func BlockCount(length int64) int64 { return (length + BlockSize - 1) / BlockSize }
@@ -183,7 +242,7 @@ func CheckName(s string) error {
 
 // CheckFile checks a patch's file name: any printable UTF-8 without a slash,
 // a backslash or a control character, not beginning with a dot, not ending
-// with a dot or a space (Windows drops them) or in `.blocks`.
+// with a dot or a space (Windows drops them), in `.blocks` or like a delta.
 func CheckFile(s string) error {
 	switch {
 	case s == "":
@@ -196,6 +255,9 @@ func CheckFile(s string) error {
 		return fmt.Errorf("%w: %q ends with a dot or a space", ErrBadName, s)
 	case strings.HasSuffix(s, blockSuffix):
 		return fmt.Errorf("%w: %q: the ending %s is kept for block lists", ErrBadName, s, blockSuffix)
+	}
+	if _, _, is := cutDelta(s); is {
+		return fmt.Errorf("%w: %q: the ending %s<hex>%s is kept for deltas", ErrBadName, s, deltaInfix, deltaSuffix)
 	}
 	return checkPart(s)
 }

@@ -38,12 +38,65 @@ func TestPatchPath(t *testing.T) {
 		{"a", "1", "any", "x."},
 		{"a", "1", "any", "x "},
 		{"a", "1", "any", "x.blocks"},
+		{"a", "1", "any", "x.from-0123456789abcdef.delta"},
 		{"a", "1", "any", strings.Repeat("x", MaxFileLen+1)},
 		{strings.Repeat("x", MaxNameLen+1), "1", "any", "f"},
 	}
 	for _, b := range bad {
 		if p, err := PatchPath(b.product, b.version, b.platform, b.file); !errors.Is(err, ErrBadName) {
 			t.Errorf("PatchPath(%q) = %q, %v; want ErrBadName", b, p, err)
+		}
+	}
+}
+
+func TestDeltaPath(t *testing.T) {
+	sum := strings.Repeat("0123456789abcdef", 4)
+	for _, file := range []string{"f", "a b.msi", "x.delta", "x.from-0123456789abcdef", "x.from-0123456789ABCDEF.delta", "x.from-123456789abcdef.delta", strings.Repeat("x", 152)} {
+		target, err := PatchPath("p", "1", "any", file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := DeltaPath(target, sum)
+		if err != nil || p != target+".from-0123456789abcdef.delta" {
+			t.Errorf("DeltaPath(%q) = %q, %v", target, p, err)
+			continue
+		}
+		if got, base, ok := DeltaOf(p); !ok || got != target || base != sum[:16] {
+			t.Errorf("DeltaOf(%q) = %q %q %v", p, got, base, ok)
+		}
+		for _, sister := range []string{target, p, BlocksPath(target), BlocksPath(p)} {
+			if got, ok := PatchOf(sister); !ok || got != target {
+				t.Errorf("PatchOf(%q) = %q %v", sister, got, ok)
+			}
+			if _, name, _ := strings.Cut(TargetFile(sister, sum), "any/"); len(name) > 255 {
+				t.Errorf("%q has %d bytes", name, len(name))
+			}
+			if _, _, _, _, ok := SplitPatchPath(sister); ok != (sister == target) {
+				t.Errorf("SplitPatchPath(%q) = %v", sister, ok)
+			}
+		}
+	}
+	long, err := PatchPath("p", "1", "any", strings.Repeat("x", 153))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ target, sum string }{
+		{long, sum}, {"patches/p/1/any/f", sum[:63]}, {"patches/p/1/any/f", strings.ToUpper(sum)}, {"patches/p/1/any/f.blocks", sum}, {"halts/halts.json", sum}, {"", sum},
+	} {
+		if p, err := DeltaPath(c.target, c.sum); !errors.Is(err, ErrBadName) {
+			t.Errorf("DeltaPath(%q, %q) = %q, %v; want ErrBadName", c.target, c.sum, p, err)
+		}
+	}
+	for _, p := range []string{
+		"", ".delta", "patches/p/1/any/f.delta", "patches/p/1/any/.from-0123456789abcdef.delta", "patches/p/1/any/f.from-0123456789abcdeg.delta",
+		"rings/r/f.from-0123456789abcdef.delta", long + ".from-0123456789abcdef.delta", "patches/p/1/any/f.blocks.from-0123456789abcdef.delta",
+	} {
+		if target, base, ok := DeltaOf(p); ok {
+			t.Errorf("DeltaOf(%q) = %q %q, want refused", p, target, base)
+		}
+		_, isPatch := PatchOf(p) // a name that only resembles a delta's
+		if _, _, _, _, ok := SplitPatchPath(p); ok != isPatch {
+			t.Errorf("PatchOf(%q) is %v", p, isPatch)
 		}
 	}
 }
@@ -99,6 +152,7 @@ func TestBlockListLen(t *testing.T) {
 func FuzzParseNames(f *testing.F) {
 	f.Add("1.root.json")
 	f.Add("timestamp.json")
+	f.Add("patches/p/1/any/f.from-0123456789abcdef.delta")
 	f.Add("patches/p/1/any/" + strings.Repeat("0f", 32) + ".x")
 	f.Fuzz(func(t *testing.T, name string) {
 		if role, version, ok := ParseMetadataFile(name); ok && MetadataFile(role, version) != name {
@@ -110,6 +164,11 @@ func FuzzParseNames(f *testing.F) {
 			}
 			if strings.Contains("/"+p+"/", "/../") {
 				t.Errorf("target %q leaves its root", name)
+			}
+		}
+		if target, base, ok := DeltaOf(name); ok {
+			if p, err := DeltaPath(target, base+strings.Repeat("0", 48)); err != nil || p != name {
+				t.Errorf("delta %q does not round-trip: %q, %v", name, p, err)
 			}
 		}
 		if err := CheckTargetPath(name); err == nil && (strings.HasPrefix(name, "/") || strings.Contains(name, "\\")) {
