@@ -194,6 +194,8 @@ func (d *draft) newEntries(ctx context.Context, ro *Rollout, p *rollout.Plan) ([
 		}
 		entries = append(entries, rollout.Entry{
 			Patch: pub.Path, SHA256: pub.SHA256, Custom: pub.Custom, NotBefore: at, Steps: steps,
+			Windows: ro.Windows, MissedWindow: ro.MissedWindow,
+			Deadline: int64(ro.Deadline / time.Second), Grace: int64(ro.Grace / time.Second),
 			Expedite: ro.Expedite, ExpediteReason: ro.ExpediteReason,
 		})
 	}

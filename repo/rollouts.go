@@ -95,6 +95,12 @@ type Rollout struct {
 	At               time.Time      // zero: now
 	Steps            []rollout.Step // none: those of the ring's policy, or everyone at once
 
+	// Windows, if any, are when machines install it, MissedWindow what those do
+	// that were away. Deadline is counted from discovery, Grace from there.
+	Windows         []rollout.Window
+	MissedWindow    rollout.MissedWindow
+	Deadline, Grace time.Duration
+
 	// From is the ring that it must have been in before, as the policy of Ring
 	// says. "": the policy's own, if it names one.
 	From string

@@ -27,18 +27,21 @@ func newRollout(a *app) *cobra.Command {
 
 func newRolloutStart(a *app) *cobra.Command {
 	var ring, at, steps string
+	var times schedule
 	cmd := &cobra.Command{
 		Use:   "start PRODUCT@VERSION --ring RING",
 		Short: "Have a ring approve a version, by path and by content",
 		Long: `start puts a version into the signed plan of a ring. The ring's machines then
 install it: all of them at once, or as --steps says.`,
 		Example: `  patchkeep rollout start hello@1.0 --ring users
-  patchkeep rollout start hello@1.0 --ring servers --at 2026-12-01T22:00:00Z --steps 10%@0h,50%@24h,100%@72h`,
+  patchkeep rollout start hello@1.0 --ring servers --at 2026-12-01T22:00:00Z --steps 10%@0h,50%@24h,100%@72h
+  patchkeep rollout start hello@1.0 --ring users --window 'mon-fri 12:00-13:00' --missed-window install --deadline 7d`,
 		Args: cobra.ExactArgs(1),
 	}
 	cmd.Flags().StringVar(&ring, "ring", "", "ring of machines")
 	cmd.Flags().StringVar(&at, "at", "", "start time, RFC 3339 (default: now)")
 	cmd.Flags().StringVar(&steps, "steps", "", "share of the machines over time, such as 10%@0h,50%@24h,100%@3d (default: all at once)")
+	times.add(cmd)
 	dryRun := dryRunFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ro := repo.Rollout{Ring: ring}
@@ -61,6 +64,11 @@ install it: all of them at once, or as --steps says.`,
 			}
 			words = "ring " + ring + " in steps " + steps
 		}
+		when, err := times.set(&ro)
+		if err != nil {
+			return err
+		}
+		words += when
 		r, _, err := a.open(cmd.Context())
 		if err != nil {
 			return err
@@ -69,7 +77,7 @@ install it: all of them at once, or as --steps says.`,
 		if err != nil {
 			return err
 		}
-		when := "from now on"
+		when = "from now on"
 		if !ro.At.IsZero() {
 			when = "from " + ro.At.Format(time.RFC3339)
 		}
@@ -102,10 +110,10 @@ func newRolloutList(a *app) *cobra.Command {
 
 func printPlans(w io.Writer, plans []*rollout.Plan) error {
 	t := cli.Table(w)
-	fmt.Fprintln(t, "RING\tPATCH\tFROM\tSTEPS\tSTATE")
+	fmt.Fprintln(t, "RING\tPATCH\tFROM\tSTEPS\tWHEN\tSTATE")
 	for _, p := range plans {
 		if len(p.Entries) == 0 {
-			fmt.Fprintf(t, "%s\t(nothing approved)\t\t\t\n", p.Ring)
+			fmt.Fprintf(t, "%s\t(nothing approved)\t\t\t\t\n", p.Ring)
 		}
 		for _, e := range p.Entries {
 			steps := make([]string, 0, len(e.Steps))
@@ -123,7 +131,7 @@ func printPlans(w io.Writer, plans []*rollout.Plan) error {
 				state = "not begun"
 			}
 			product, version, platform, _, _ := layout.SplitPatchPath(e.Patch)
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", p.Ring, patch.MakeID(product, version, platform), e.NotBefore.Format(time.RFC3339), strings.Join(steps, ","), state)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Ring, patch.MakeID(product, version, platform), e.NotBefore.Format(time.RFC3339), strings.Join(steps, ","), whenWords(&e), state)
 		}
 	}
 	return t.Flush()

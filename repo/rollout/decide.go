@@ -19,6 +19,16 @@ type State struct {
 	Plan      *Plan     // of the machine's ring; nil: none is published
 	Halts     []Halt    // published now or ever seen by this machine
 	FirstSeen time.Time // when the machine first saw the patch in its plan
+
+	// Looks are the moments at which the machine looked for patches, of
+	// metadata that was fresh, ready to install: what tells whether it was
+	// there in a window. In order; those long ago may be left out.
+	Looks []time.Time
+
+	// Windows are the machine's own. They narrow the plan's, until the
+	// deadline; MissedWindow says what happens when one of them was missed.
+	Windows      []Window
+	MissedWindow MissedWindow
 }
 
 // Candidate is the patch in question, as its product's role vouches for it.
@@ -34,13 +44,14 @@ type Decision struct {
 	Install bool
 	Trace   []Check   // up to and including the first that says no
 	Next    time.Time // when a no may become a yes by time alone; zero: it will not
+	Due     time.Time // the deadline; zero: none, or its time has not begun
 	Overdue bool      // past the deadline: windows no longer hold the patch back
 	Force   bool      // past deadline and grace: a needed reboot may be forced
 }
 
 // Check is one step of the decision.
 type Check struct {
-	Name string `json:"name"` // ring, halt, plan, sha256, recipes, paused, not-before, step, window
+	Name string `json:"name"` // ring, halt, plan, sha256, recipes, paused, not-before, step, window, own-window
 	OK   bool   `json:"ok"`
 	Why  string `json:"why"` // for people
 }
@@ -149,25 +160,34 @@ func (t *tracer) decide(d *Decision, dev *Device, st *State, c *Candidate, now t
 		return false
 	}
 
+	// A deadline gives the machine time: it counts from when the machine both
+	// knew of the patch and was let have it.
+	opened, _ := e.Turn(bucket)
 	if e.Deadline > 0 && !st.FirstSeen.IsZero() {
-		due := st.FirstSeen.Add(time.Duration(e.Deadline) * time.Second)
-		d.Overdue = !now.Before(due)
-		d.Force = d.Overdue && !now.Before(due.Add(time.Duration(e.Grace)*time.Second))
+		d.Due = opened
+		if st.FirstSeen.After(opened) {
+			d.Due = st.FirstSeen
+		}
+		d.Due = d.Due.Add(time.Duration(e.Deadline) * time.Second)
+		d.Overdue = !now.Before(d.Due)
+		d.Force = d.Overdue && !now.Before(d.Due.Add(time.Duration(e.Grace)*time.Second))
 	}
 	if e.Expedite {
 		t.yes("window").text("maintenance windows do not hold it back")
 		return true
 	}
-	if in, next := inWindows(e.Windows, now); !in && !d.Overdue {
+	plans := hours{name: "window", windows: e.Windows, missed: e.MissedWindow}
+	own := hours{name: "own-window", windows: st.Windows, missed: st.MissedWindow}
+	plans.look(opened, st.Looks, now)
+	own.look(opened, st.Looks, now)
+	if t.open(&plans, d.Overdue) && (len(own.windows) == 0 || t.open(&own, d.Overdue)) {
+		return true
+	}
+	d.Next = d.Due
+	if next := nextOpening(&plans, &own, now); !next.IsZero() && (d.Due.IsZero() || next.Before(d.Due)) {
 		d.Next = next
-		return t.no("window").text("outside its maintenance windows; the next one begins at ").time(next).end()
 	}
-	if d.Overdue {
-		t.yes("window").text("its deadline has passed, so maintenance windows no longer hold it back")
-	} else {
-		t.yes("window").text("now is a time to install it")
-	}
-	return true
+	return false
 }
 
 func (p *Plan) lifted(id string) bool { return slices.Contains(p.Lifts, id) }

@@ -75,9 +75,12 @@ type Entry struct {
 	Steps     []Step    `json:"steps,omitempty"`   // none: everyone from NotBefore
 	Windows   []Window  `json:"windows,omitempty"` // none: at any time
 
-	// Deadline counts from the moment the machine first saw the patch; after
-	// it windows no longer hold the patch back, and after Grace more the
-	// machine may be rebooted. Seconds; 0: none.
+	// MissedWindow is for machines that were away in the whole of a window.
+	MissedWindow MissedWindow `json:"missed_window,omitempty"`
+
+	// Deadline counts from the moment the machine first saw the patch, or from
+	// its turn if that comes later; after it windows no longer hold the patch
+	// back, and after Grace more the machine may be rebooted. Seconds; 0: none.
 	Deadline int64 `json:"deadline,omitempty"`
 	Grace    int64 `json:"grace,omitempty"`
 
@@ -301,6 +304,9 @@ func (e *Entry) check() error {
 		if err := e.Windows[i].check(); err != nil {
 			return fmt.Errorf("window %d: %w", i+1, err)
 		}
+	}
+	if err := e.MissedWindow.check(); err != nil {
+		return err
 	}
 	if e.Deadline < 0 || e.Deadline > maxSeconds || e.Grace < 0 || e.Grace > maxSeconds {
 		return errors.New("deadline or grace is out of bounds")

@@ -208,6 +208,7 @@ func FuzzParsePlan(f *testing.F) {
 	data, err := plan(func(e *Entry) {
 		e.Steps = []Step{{At: 0, Percent: 1000}, {At: 60, Percent: All, Ramp: true}}
 		e.Windows = []Window{{[]string{"mon"}, "22:00", "04:00"}}
+		e.MissedWindow = MissedInstall
 	}).Encode()
 	if err != nil {
 		f.Fatal(err)
