@@ -131,13 +131,13 @@ func TestAttacks(t *testing.T) {
 			delete(s.Targets["product-hello"].Signed.Targets, patchPath)
 			s.PublishAll()
 		}, fs.ErrNotExist},
-		{"malicious mirror: a login page for everything", all(func(w http.ResponseWriter, _ *http.Request) {
+		{"captive portal: a login page for everything", all(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			w.Write([]byte("<!DOCTYPE html><title>Hotel</title>"))
-		}), tuf.ErrNotTrusted},
-		{"malicious mirror: a login page for the file", file(func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+		}), fetch.ErrCaptivePortal},
+		{"captive portal: a login page for the file", file(func(w http.ResponseWriter, _ *http.Request, _ []byte) {
 			w.Write([]byte("<!DOCTYPE html><title>Hotel</title>"))
-		}), fetch.ErrCorrupt},
+		}), fetch.ErrCaptivePortal},
 		{"malicious mirror: a bit flipped", file(func(w http.ResponseWriter, _ *http.Request, data []byte) {
 			bad := bytes.Clone(data)
 			bad[3<<20] ^= 1
@@ -206,7 +206,7 @@ func TestAttacks(t *testing.T) {
 			}
 
 			// And with an honest mirror behind the bad one: what was published.
-			if a.want == fetch.ErrCorrupt {
+			if a.want == fetch.ErrCorrupt || a.want == fetch.ErrCaptivePortal {
 				honest := &server{Repo: s.Repo}
 				c := open(t, client.Config{Root: s.root, Mirrors: []string{s.url, serveHonest(t, honest)}})
 				if err := c.Refresh(t.Context()); err != nil {

@@ -56,10 +56,15 @@ type Config struct {
 	// asked after Mirrors.
 	MetadataURLs, TargetURLs []string
 
-	HTTP      *http.Client     // nil: as fetch.Options says
+	// Credentials are shown to Mirrors, and to those of the signed list.
+	Credentials fetch.Credentials
+	// Proxy returns the proxy for a request, nil for none. nil: the system's.
+	Proxy func(*http.Request) (*url.URL, error)
+
+	HTTP      *http.Client     // nil: as fetch.Options says; then Proxy does not count
 	UserAgent string           // default "patchkeep"
 	RateLimit int64            // bytes per second, over all downloads; 0: none
-	Fetch     fetch.Options    // patience with mirrors; the three above win over its fields
+	Fetch     fetch.Options    // patience with mirrors; those above win over its fields
 	Now       func() time.Time // nil: time.Now
 	ReadOnly  bool             // never write Dir, nor lock it
 
@@ -101,6 +106,15 @@ func Open(cfg Config) (*Client, error) {
 	}
 	if cfg.UserAgent != "" {
 		opt.UserAgent = cfg.UserAgent
+	}
+	if cfg.Proxy != nil {
+		opt.Proxy = cfg.Proxy
+	}
+	if c := cfg.Credentials; c.Token != nil || c.Certificate != nil || c.Authorities != nil {
+		if cfg.HTTP != nil && (c.Certificate != nil || c.Authorities != nil) {
+			return nil, errors.New("open client: a certificate and authorities are for the client's own transport: put them into HTTP's")
+		}
+		opt.Credentials = c
 	}
 	if cfg.RateLimit > 0 {
 		opt.Limiter = rate.NewLimiter(rate.Limit(cfg.RateLimit), int(min(cfg.RateLimit, 64<<10)))
@@ -153,10 +167,37 @@ func (c *Client) Refresh(ctx context.Context) error {
 			err = next
 		}
 	}
-	if err == nil {
-		c.remember()
+	if err != nil {
+		return c.clockHint(err)
 	}
-	return err
+	c.remember()
+	return nil
+}
+
+// clockHint adds to an error about the time what a server's clock says. Nobody
+// has signed that, so it is for whoever reads the message, and decides nothing.
+func (c *Client) clockHint(err error) error {
+	if !errors.Is(err, tuf.ErrExpired) && !errors.Is(err, tuf.ErrClock) {
+		return err
+	}
+	const noteworthy = 10 * time.Minute
+	now, theirs := c.now(), c.metadata.ServerTime()
+	off := now.Sub(theirs)
+	if theirs.IsZero() || off.Abs() < noteworthy {
+		return err
+	}
+	which := "ahead"
+	if off < 0 {
+		which = "behind"
+	}
+	return fmt.Errorf("%w (a server's clock says %s: this machine's seems to be %s)", err, theirs.UTC().Format(time.RFC3339), which)
+}
+
+func (c *Client) now() time.Time {
+	if c.cfg.Now != nil {
+		return c.cfg.Now()
+	}
+	return time.Now()
 }
 
 // Status tells what metadata is loaded and when it expires.

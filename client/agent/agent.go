@@ -191,10 +191,14 @@ func (a *Agent) begin(ctx context.Context) (*session, error) {
 		return nil, fmt.Errorf("%w on %s", ErrBusy, a.opts.Dir)
 	}
 	s := &session{Agent: a, lock: lock, installer: a.installer(), journal: &journal{dir: a.path("patches"), now: a.opts.Now}}
-	s.client, err = client.Open(client.Config{
+	cfg, err := a.config.connect(client.Config{
 		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers,
 		Fetch: a.opts.Fetch, HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now,
 	})
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock())
+	}
+	s.client, err = client.Open(cfg)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open trusted state: %w", err), lock.Unlock())
 	}

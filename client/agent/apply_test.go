@@ -18,6 +18,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -410,7 +411,7 @@ func TestEnroll(t *testing.T) {
 		"bad server":       {func(o *agent.EnrollOptions) { o.Servers = []string{"ftp://x"} }, errAny},
 		"password in URL":  {func(o *agent.EnrollOptions) { o.Servers = []string{"https://a:b@example.org"} }, errAny},
 		"no one there":     {func(o *agent.EnrollOptions) { o.Servers = []string{"http://127.0.0.1:1"} }, tuf.ErrOffline},
-		"captive portal":   {func(o *agent.EnrollOptions) { o.Servers = []string{html.URL} }, errAny},
+		"captive portal":   {func(o *agent.EnrollOptions) { o.Servers = []string{html.URL} }, fetch.ErrCaptivePortal},
 	}
 	for name, tt := range bad {
 		o := f.enrollment()

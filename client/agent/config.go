@@ -37,6 +37,7 @@ type Config struct {
 	InstallRoot string       `json:"install_root"`     // of archives and delivered files
 	System      string       `json:"system,omitempty"` // root that packages go into; "": the running system
 	Kinds       []patch.Kind `json:"kinds,omitempty"`  // that this machine takes; none: all
+	Access
 }
 
 func readConfig(dir string) (*Config, error) {
@@ -84,6 +85,9 @@ func (c *Config) check() error {
 	}
 	if !filepath.IsAbs(c.InstallRoot) || c.System != "" && !filepath.IsAbs(c.System) {
 		return errors.New("install root and system root must be absolute paths")
+	}
+	if err := c.Access.check(); err != nil {
+		return err
 	}
 	for _, k := range c.Kinds {
 		if !slices.Contains(patch.Kinds, k) {

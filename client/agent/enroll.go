@@ -30,6 +30,7 @@ type EnrollOptions struct {
 	InstallRoot string // "": DefaultInstallRoot
 	System      string // see Config
 	Kinds       []patch.Kind
+	Access      Access
 
 	Force   bool // over an enrolment that is there
 	Offline bool // do not ask the servers
@@ -84,7 +85,10 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Config, error) {
 
 func (o *EnrollOptions) config(old *Config) (*Config, error) {
 	c := &Config{
-		Format: configFormat, Ring: o.Ring, MachineID: o.MachineID, InstallRoot: o.InstallRoot, System: o.System, Kinds: o.Kinds,
+		Format: configFormat, Ring: o.Ring, MachineID: o.MachineID, InstallRoot: o.InstallRoot, System: o.System, Kinds: o.Kinds, Access: o.Access,
+	}
+	if err := c.absolute(); err != nil {
+		return nil, err
 	}
 	for _, s := range o.Servers {
 		c.Servers = append(c.Servers, strings.TrimRight(s, "/"))
@@ -120,9 +124,13 @@ func (o *EnrollOptions) config(old *Config) (*Config, error) {
 
 // ask lets a client that knows nothing but the root look at the servers.
 func (o *EnrollOptions) ask(ctx context.Context, scratch string, c *Config) error {
-	cl, err := client.Open(client.Config{
+	cfg, err := c.connect(client.Config{
 		Dir: scratch, Root: o.Root, Mirrors: c.Servers, Fetch: o.Fetch, HTTP: o.HTTP, UserAgent: o.UserAgent, Now: o.Now,
 	})
+	if err != nil {
+		return err
+	}
+	cl, err := client.Open(cfg)
 	if err != nil {
 		return fmt.Errorf("pin root: %w", err)
 	}

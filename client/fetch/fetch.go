@@ -18,11 +18,10 @@
 package fetch
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -45,8 +44,18 @@ type Options struct {
 	// TLS 1.2 or newer, bounded headers, idle connections and times. Redirects
 	// are bounded and never lead from https to http, with either.
 	HTTP      *http.Client
-	UserAgent string        // "patchkeep"
-	Limiter   *rate.Limiter // bytes per second, over all transfers; nil: none
+	UserAgent string // "patchkeep"
+	// Proxy returns the proxy for a request, nil for none. nil: the system's.
+	Proxy func(*http.Request) (*url.URL, error)
+	// Credentials are shown to the servers that are asked. With HTTP, only the
+	// token counts.
+	Credentials Credentials
+	// Inside are the hosts (or host:port) that may have any address. All others,
+	// which somebody else named, and redirects, are not connected to if their
+	// address is of this machine or its link. nil: there is no such bound.
+	Inside []string
+
+	Limiter *rate.Limiter // bytes per second, over all transfers; nil: none
 
 	Stall      time.Duration // no byte for so long: the mirror is left: 20 s
 	MinRate    int64         // bytes per second that a mirror must reach: 1 KiB/s …
@@ -93,7 +102,7 @@ type Fetcher struct {
 // New returns a Fetcher.
 func New(opt Options) *Fetcher {
 	f := &Fetcher{opt: opt.withDefaults()}
-	client := http.Client{Transport: newTransport()}
+	client := http.Client{Transport: newTransport(&f.opt)}
 	if opt.HTTP != nil {
 		client = *opt.HTTP
 	}
@@ -109,11 +118,12 @@ func (f *Fetcher) Close() {
 	}
 }
 
-func newTransport() *http.Transport {
+func newTransport(o *Options) *http.Transport {
+	d := newDialer(o)
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		Proxy:                  d.proxy,
+		DialContext:            d.DialContext,
+		TLSClientConfig:        o.Credentials.tls(),
 		ForceAttemptHTTP2:      true,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  15 * time.Second,
@@ -138,6 +148,9 @@ func checkRedirect(also func(*http.Request, []*http.Request) error) func(*http.R
 		}
 		if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
 			return fmt.Errorf("%w: from https to http", errRedirect)
+		}
+		if req.URL.Host != via[0].URL.Host || !private(req.URL) { // net/http would still show it to a subdomain
+			req.Header.Del("Authorization")
 		}
 		if also != nil {
 			return also(req, via)

@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/patchkeep/patchkeep/client/coding"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
@@ -27,8 +29,23 @@ type Metadata struct {
 
 	mu      sync.Mutex // guards the rest
 	current int        // index of the mirror to ask first
+	clock   clock      // of the server that answered last
 	last    Validated  // newest timestamp fetched, not verified
 	known   Validated  // newest timestamp that the TUF client verified
+}
+
+// clock is what a server said the time is, and when it said so.
+type clock struct{ theirs, ours time.Time }
+
+// ServerTime is what the time must be now by the clock of the server that
+// answered last; zero if none said. Nobody has signed it: it is for messages.
+func (m *Metadata) ServerTime() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.clock.theirs.IsZero() {
+		return time.Time{}
+	}
+	return m.clock.theirs.Add(time.Since(m.clock.ours))
 }
 
 // Validated is the timestamp of one mirror with the ETag that stands for it.
@@ -103,7 +120,13 @@ func (m *Metadata) FetchMetadata(ctx context.Context, name string, max int64) ([
 	// them each time would cost every poll a request a mirror.
 	absentIsFinal := strings.HasSuffix(name, "."+layout.RoleRoot+".json")
 	got, err := m.f.document(ctx, urls, absentIsFinal, func(src *source) ([]byte, error) {
-		return m.f.get(ctx, src, max, known)
+		body, err := m.f.get(ctx, src, max, known)
+		if !src.date.IsZero() {
+			m.mu.Lock()
+			m.clock = clock{src.date, time.Now()}
+			m.mu.Unlock()
+		}
+		return body, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", name, err)
@@ -193,6 +216,7 @@ func (f *Fetcher) get(ctx context.Context, src *source, max int64, known Validat
 		fmt.Errorf("%w: not done within %s", tuf.ErrOffline, f.opt.DocumentTimeout))
 	defer cancel()
 	header := http.Header{}
+	header.Set("Accept-Encoding", coding.Accept)
 	header.Set("Cache-Control", "no-cache")
 	conditional := known.URL == src.url && known.ETag != "" && int64(len(known.Body)) <= max
 	if conditional {
@@ -203,23 +227,46 @@ func (f *Fetcher) get(ctx context.Context, src *source, max int64, known Validat
 		return nil, err
 	}
 	defer t.Close()
+	src.date, _ = http.ParseTime(t.Header.Get("Date"))
 	if conditional && t.StatusCode == http.StatusNotModified {
 		src.etag = known.ETag
 		return known.Body, nil
 	}
+	if err := captive(t.Response, src.url); err != nil {
+		return nil, err
+	}
 	if t.StatusCode != http.StatusOK {
 		return nil, statusError(t.Response)
 	}
-	src.etag = t.Header.Get("ETag")
-	if t.ContentLength > max {
-		return nil, fmt.Errorf("%w: %d bytes where at most %d are allowed", tuf.ErrTooLarge, t.ContentLength, max)
+	src.etag = t.Header.Get("ETag") // of these bytes in this coding, which the next request asks for too
+	encoding := t.Header.Get("Content-Encoding")
+	if n := t.ContentLength; n > coding.MaxWire(max) || n > max && encoding == "" {
+		return nil, fmt.Errorf("%w: %d bytes where at most %d are allowed", tuf.ErrTooLarge, n, max)
 	}
-	body, err := io.ReadAll(io.LimitReader(t, max+1))
-	if err != nil {
+	head := &head{r: t}
+	body, _, err := coding.Read(head, encoding, max)
+	if beginsLikeHTML(head.seen) || beginsLikeHTML(body) {
+		return nil, ErrCaptivePortal
+	}
+	switch {
+	case err == nil:
+		return body, nil
+	case over(t.ctx) != nil, errors.Is(err, tuf.ErrTooLarge), errors.Is(err, tuf.ErrOffline):
 		return nil, err
 	}
-	if int64(len(body)) > max {
-		return nil, fmt.Errorf("%w: more than %d bytes", tuf.ErrTooLarge, max)
+	return nil, fmt.Errorf("%w: %w", tuf.ErrOffline, err) // no sound coding
+}
+
+// head keeps the first bytes that come by.
+type head struct {
+	r    io.Reader
+	seen []byte
+}
+
+func (h *head) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	if few := 16 - len(h.seen); few > 0 {
+		h.seen = append(h.seen, p[:min(n, few)]...)
 	}
-	return body, nil
+	return n, err
 }

@@ -1,6 +1,8 @@
 package fetch_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"io/fs"
 	"net/http"
@@ -148,5 +150,57 @@ func TestDocument(t *testing.T) {
 		if _, err := f.Document(t.Context(), []string{m.url}, 1000, o.hashes); !errors.Is(err, fetch.ErrCorrupt) {
 			t.Errorf("error %v", err)
 		}
+	}
+}
+
+// What is kept for the next conditional request is the tag of the coding that
+// came, and what a server sends in a coding nobody asked for is refused.
+func TestMetadataIsAskedForPacked(t *testing.T) {
+	plain := []byte(strings.Repeat(`{"signed":"x"}`, 100))
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	z.Write(plain)
+	z.Close()
+	answer := ""
+	var asked []string
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Header.Get("Accept-Encoding")+" "+r.Header.Get("If-None-Match"))
+		w.Header().Set("ETag", `"tag-`+answer+`"`)
+		if r.Header.Get("If-None-Match") == `"tag-`+answer+`"` {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		if answer != "" {
+			w.Header().Set("Content-Encoding", answer)
+			w.Write(packed.Bytes())
+			return
+		}
+		w.Write(plain)
+	}))
+	defer ts.Close()
+	m := fetch.New(quick).Metadata(ts.URL)
+	for i, c := range []struct {
+		encoding, asks string
+		ok             bool
+	}{
+		{"", `zstd, gzip;q=0.9 `, true},
+		{"", `zstd, gzip;q=0.9 "tag-"`, true},
+		{"gzip", `zstd, gzip;q=0.9 "tag-"`, true}, // another coding: another tag, so the whole comes
+		{"gzip", `zstd, gzip;q=0.9 "tag-gzip"`, true},
+		{"br", `zstd, gzip;q=0.9 "tag-gzip"`, false},
+	} {
+		answer, asked = c.encoding, nil
+		got, err := m.FetchMetadata(t.Context(), "timestamp.json", int64(len(plain)))
+		if c.ok && (err != nil || !bytes.Equal(got, plain)) || !c.ok && !errors.Is(err, tuf.ErrOffline) {
+			t.Errorf("%d: %d bytes, %v", i, len(got), err)
+		}
+		if len(asked) == 0 || asked[0] != c.asks {
+			t.Errorf("%d: asked %q, want %q", i, asked, c.asks)
+		}
+		m.Confirm(got)
+	}
+	answer = "gzip"
+	if _, err := fetch.New(quick).Metadata(ts.URL).FetchMetadata(t.Context(), "timestamp.json", int64(len(plain))-1); !errors.Is(err, tuf.ErrTooLarge) {
+		t.Errorf("more than allowed once it is unpacked: %v", err)
 	}
 }

@@ -208,6 +208,9 @@ func (r *reader) transfer(ctx context.Context, src *source) error {
 
 // accept checks an answer's head and brings its body to the byte wanted.
 func (r *reader) accept(src *source, t *transfer) error {
+	if err := captive(t.Response, src.url); err != nil {
+		return err
+	}
 	if enc := t.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return fmt.Errorf("%w: answer with Content-Encoding %.20q, which was not asked for", ErrCorrupt, enc)
 	}

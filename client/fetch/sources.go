@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,9 +27,10 @@ type sources struct {
 
 type source struct {
 	url     string
-	etag    string // strong validator of its last answer, or ""
-	proven  int    // blocks that were verified as it sent them
-	fails   int    // in a row, without progress between
+	etag    string    // strong validator of its last answer, or ""
+	date    time.Time // of its last answer, by its own clock; zero: it did not say
+	proven  int       // blocks that were verified as it sent them
+	fails   int       // in a row, without progress between
 	ready   time.Time
 	backoff backoff.ExponentialBackOff
 	dead    bool
@@ -115,7 +117,12 @@ func (s *sources) failed(src *source, err error) {
 
 // permanent reports whether asking the same server again is pointless.
 func permanent(err error) bool {
-	return errors.Is(err, ErrCorrupt) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errRedirect) || errors.Is(err, tuf.ErrTooLarge)
+	for _, target := range []error{ErrCorrupt, fs.ErrNotExist, errRedirect, tuf.ErrTooLarge, ErrCaptivePortal} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
 }
 
 // failure is the error once every source is dropped. One that may be back
@@ -125,6 +132,8 @@ func (s *sources) failure() error {
 	kind := error(nil)
 	rank := func(err error) int {
 		switch {
+		case errors.Is(err, ErrCaptivePortal):
+			return 5
 		case errors.Is(err, tuf.ErrOffline):
 			return 4
 		case errors.Is(err, ErrCorrupt):
@@ -144,6 +153,8 @@ func (s *sources) failure() error {
 		}
 	}
 	switch rank(kind) {
+	case 5:
+		kind = ErrCaptivePortal
 	case 4:
 		kind = tuf.ErrOffline
 	case 3:
@@ -186,6 +197,9 @@ func statusError(resp *http.Response) error {
 		return fmt.Errorf("%s: %w", resp.Status, fs.ErrNotExist)
 	}
 	err := fmt.Errorf("%s: %w", resp.Status, tuf.ErrOffline)
+	if resp.StatusCode == http.StatusUnauthorized {
+		err = fmt.Errorf("%s: it lets in only who shows a token or a certificate: %w", resp.Status, tuf.ErrOffline)
+	}
 	if wait, ok := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
 		return &retryAfter{err, wait}
 	}
@@ -228,6 +242,10 @@ func offline(err error) error {
 		if errors.Is(err, known) {
 			return err
 		}
+	}
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return fmt.Errorf("%w: %w; is this machine's clock right?", tuf.ErrOffline, err)
 	}
 	return fmt.Errorf("%w: %w", tuf.ErrOffline, err)
 }

@@ -47,6 +47,7 @@ func (f *Fetcher) open(ctx context.Context, url string, header http.Header) (*tr
 	}
 	req.Header = header
 	req.Header.Set("User-Agent", f.opt.UserAgent)
+	f.opt.Credentials.authorize(req)
 	t.Response, err = f.http.Do(req) //nolint:bodyclose // stop closes it
 	t.watch.Stop()
 	if err != nil {

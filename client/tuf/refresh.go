@@ -55,6 +55,11 @@ func (c *Client) Refresh(ctx context.Context) error {
 
 func (c *Client) refresh(ctx context.Context) (*view, error) {
 	if err := c.updateRoot(ctx); err != nil {
+		if errors.Is(err, ErrOffline) { // as over TLS, by a clock that is wrong
+			if _, wrong := c.checkClock(time.Time{}); wrong != nil {
+				return nil, wrong
+			}
+		}
 		return nil, err
 	}
 	v, old := c.newView()
@@ -367,6 +372,6 @@ func checkExpiry(role string, expires, now time.Time) error {
 	if now.Before(expires) {
 		return nil
 	}
-	return fmt.Errorf("%w: %s expired at %s, and it is %s", ErrExpired, role,
+	return fmt.Errorf("%w: %s expired at %s, and by this machine's clock it is %s: the repository was not renewed, or the clock is ahead", ErrExpired, role,
 		expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }

@@ -26,7 +26,9 @@ now on whatever any server says, so bring root.json here by a way that you trust
 The server is asked once whether it serves a repository that chains from that
 root and has a plan for that ring, unless --offline.`,
 		Example: `  patchkeep-agent enroll --server https://mirror.branch.example --server https://updates.example.org \
-      --root root.json --ring users`,
+      --root root.json --ring users
+  patchkeep-agent enroll --server https://updates.example.org --root root.json --ring users \
+      --token-file /etc/patchkeep/token --ca-file /etc/patchkeep/ca.pem --region eu`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -59,6 +61,13 @@ root and has a plan for that ring, unless --offline.`,
 	f.StringVar(&o.System, "system-root", "", "root of the system that packages go into, if not the running one")
 	f.StringVar(&o.MachineID, "machine-id", "", "id that decides the machine's turn in a rollout (default: derived from the system's)")
 	f.StringSliceVar(&kinds, "kind", nil, "take patches of these kinds only: "+kindList())
+	f.StringVar(&o.Access.TokenFile, "token-file", "", "file with the bearer token for servers, sent over https only")
+	f.StringVar(&o.Access.ClientCert, "client-cert", "", "certificate for servers that ask for one, PEM")
+	f.StringVar(&o.Access.ClientKey, "client-key", "", "its key, PEM")
+	f.StringVar(&o.Access.CAFile, "ca-file", "", "authorities of the servers' certificates, PEM (default: the system's)")
+	f.StringVar(&o.Access.Proxy, "proxy", "", "proxy for all servers (default: the system's settings)")
+	f.StringVar(&o.Access.NoProxy, "no-proxy", "", "hosts, .domains and networks that are reached without --proxy, separated by commas")
+	f.StringVar(&o.Access.Region, "region", "", "region of this machine, whose mirrors are taken before others")
 	f.BoolVar(&o.Force, "force", false, "replace an enrolment that is there")
 	f.BoolVar(&o.Offline, "offline", false, "do not ask the servers")
 	for _, name := range []string{"server", "root", "ring"} {

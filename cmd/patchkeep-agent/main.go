@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
@@ -53,6 +54,7 @@ func hint(err error) string {
 		{install.ErrUnsafe, "nothing is installed until that is mended"},
 		{install.ErrChanged, "nothing was run; somebody changes files in the state directory"},
 		{tuf.ErrNotTrusted, "nothing of it is used; tell whoever runs the repository, the server may be hacked"},
+		{fetch.ErrCaptivePortal, "open a browser, log in to this network, and try again"},
 		{tuf.ErrOffline, "check the network and the servers of 'patchkeep-agent status'; it is tried again on the next run"},
 		{agent.ErrFailed, "see 'patchkeep-agent history' and the log it names"},
 	} {

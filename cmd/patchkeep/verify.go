@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
 	"github.com/patchkeep/patchkeep/mirror/upstream"
 	"github.com/patchkeep/patchkeep/repo"
@@ -20,6 +21,7 @@ import (
 func newVerify(a *app) *cobra.Command {
 	var rootFile string
 	var quick bool
+	var access fetch.CredentialFiles
 	cmd := &cobra.Command{
 		Use:   "verify [REPOSITORY|URL]",
 		Short: "Walk a repository as an outsider and name each fault",
@@ -28,7 +30,8 @@ every target and its hash, every block list, plan and halt. It needs no keys.
 It looks at --repo, or at a directory, an s3:// bucket, or the URL of an origin
 or a mirror. Without --root, the repository's first root is taken at its word.`,
 		Example: `  patchkeep verify --repo ./repo
-  patchkeep verify https://patches.example.com --root root.json`,
+  patchkeep verify https://patches.example.com --root root.json
+  patchkeep verify https://patches.example.com --root root.json --token-file token`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref := a.repoRef
@@ -45,7 +48,14 @@ or a mirror. Without --root, the repository's first root is taken at its word.`,
 					return err
 				}
 			}
-			src, err := upstream.Open(cmd.Context(), ref, upstream.Limits{})
+			creds, err := access.Load()
+			if err != nil {
+				return err
+			}
+			if access != (fetch.CredentialFiles{}) && !upstream.IsHTTP(ref) {
+				return cli.Usagef("tokens, certificates and authorities are for servers, and %s is none", ref)
+			}
+			src, err := upstream.Credentials(creds).Open(cmd.Context(), ref, upstream.Limits{})
 			if err != nil {
 				return err
 			}
@@ -63,6 +73,10 @@ or a mirror. Without --root, the repository's first root is taken at its word.`,
 		},
 	}
 	cmd.Flags().StringVar(&rootFile, "root", "", "pinned root metadata")
+	cmd.Flags().StringVar(&access.Token, "token-file", "", "file with the bearer token for the server, sent over https only")
+	cmd.Flags().StringVar(&access.Certificate, "client-cert", "", "certificate for a server that asks for one, PEM")
+	cmd.Flags().StringVar(&access.Key, "client-key", "", "its key, PEM")
+	cmd.Flags().StringVar(&access.Authorities, "ca-file", "", "authorities of the server's certificate, PEM (default: the system's)")
 	cmd.Flags().BoolVar(&quick, "quick", false, "look at the size of targets, but do not read them")
 	return cmd
 }

@@ -197,7 +197,7 @@ func TestServerErrors(t *testing.T) {
 				w.url = server.URL
 				w.download(1, "a")
 				w.downloaded()
-				if name == "captive portal" && file == "timestamp.json" && !strings.Contains(w.stderr, "not TUF metadata") {
+				if name == "captive portal" && file == "timestamp.json" && !strings.Contains(w.stderr, "a web page instead") {
 					t.Errorf("error %q does not say what is wrong", w.stderr)
 				}
 			})

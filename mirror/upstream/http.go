@@ -133,6 +133,8 @@ func (h *overHTTP) get(ctx context.Context, escaped string, header http.Header) 
 	switch resp.StatusCode {
 	case http.StatusNotFound, http.StatusForbidden, http.StatusGone:
 		return nil, fmt.Errorf("%w: status %d", fs.ErrNotExist, resp.StatusCode)
+	case http.StatusUnauthorized:
+		return nil, fmt.Errorf("%w: status %d: it lets in only who shows a token or a certificate", tuf.ErrOffline, resp.StatusCode)
 	}
 	return nil, fmt.Errorf("%w: status %d", tuf.ErrOffline, resp.StatusCode)
 }

@@ -6,20 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-
+	"github.com/patchkeep/patchkeep/client/coding"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
-
-// maxWindow bounds the memory in bytes that decompressing takes (RFC 8878
-// §3.1.1.1.2 asks everyone to take 8 MB).
-const maxWindow = 8 << 20
 
 // ETag is what a mirror gives metadata: it stands for these very bytes, in
 // whatever coding they are sent.
@@ -65,7 +58,7 @@ func (h *overHTTP) FetchMetadata(ctx context.Context, name string, max int64) ([
 }
 
 func (h *overHTTP) fetchMetadata(ctx context.Context, name string, max int64) ([]byte, error) {
-	header := http.Header{"Accept-Encoding": {"zstd, gzip;q=0.9"}}
+	header := http.Header{"Accept-Encoding": {coding.Accept}}
 	var known *[]byte
 	if name == layout.TimestampName {
 		if known = h.metadata.timestamp.Load(); known != nil && int64(len(*known)) <= max {
@@ -86,15 +79,9 @@ func (h *overHTTP) fetchMetadata(ctx context.Context, name string, max int64) ([
 	default:
 		return nil, fmt.Errorf("%w: status %d", tuf.ErrOffline, resp.StatusCode)
 	}
-	// What is compressed is not much larger than the plain bytes, and may not
-	// go on for ever without yielding any.
-	wire := &io.LimitedReader{R: resp.Body, N: max + max/64 + 4<<10}
-	limit := wire.N
-	data, err := decode(wire, resp.Header.Get("Content-Encoding"), max)
-	h.metadata.received.Add(limit - wire.N)
+	data, wire, err := coding.Read(resp.Body, resp.Header.Get("Content-Encoding"), max)
+	h.metadata.received.Add(wire)
 	switch {
-	case wire.N <= 0:
-		return nil, fmt.Errorf("more than %d bytes: %w", limit-1, tuf.ErrTooLarge)
 	case err != nil && !errors.Is(err, tuf.ErrTooLarge):
 		return nil, fmt.Errorf("%w: %w", tuf.ErrOffline, err)
 	case err != nil:
@@ -104,27 +91,4 @@ func (h *overHTTP) fetchMetadata(ctx context.Context, name string, max int64) ([
 		h.metadata.timestamp.Store(&data)
 	}
 	return data, nil
-}
-
-// decode reads a body to its end; more than max plain bytes are tuf.ErrTooLarge.
-func decode(wire io.Reader, coding string, max int64) ([]byte, error) {
-	switch coding {
-	case "", "identity":
-		return readAll(wire, max)
-	case "gzip", "x-gzip":
-		z, err := gzip.NewReader(wire)
-		if err != nil {
-			return nil, err
-		}
-		defer z.Close()
-		return readAll(z, max)
-	case "zstd":
-		z, err := zstd.NewReader(wire, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, err
-		}
-		defer z.Close()
-		return readAll(z, max)
-	}
-	return nil, fmt.Errorf("it sends %q, which nobody asked for", coding)
 }
