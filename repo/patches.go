@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -21,6 +22,7 @@ type Published struct {
 	SHA256 string       `json:"sha256"`
 	Custom string       `json:"custom_sha256"` // patch.Digest
 	Blocks bool         `json:"blocks"`        // it has a block list
+	Deltas []Delta      `json:"deltas,omitempty"`
 	Patch  *patch.Patch `json:"patch"`
 	Rings  []string     `json:"rings"` // that approve this very content
 }
@@ -31,18 +33,28 @@ type AddOptions struct {
 	// NewProduct is asked who is to speak for a product that is not there yet,
 	// which is then made in the same publish. Nil: such a product is refused.
 	NewProduct func(product string) (RoleConfig, error)
+	// DeltaFrom are earlier versions, for the same platform, that deltas are made
+	// from, at most MaxDeltas. What became of each is in Published.Deltas. It
+	// takes memory: for both files, of at most delta.MaxFile bytes each, and
+	// 192 MiB.
+	DeltaFrom []string
+	OnDelta   func(from string) // called before each is made; nil: nobody
 }
 
-// AddPatch publishes a file, read once and in constant memory, as p, and
-// returns its target path. size is the file's length in bytes, -1 if unknown.
-// A version that is published already is ErrExists, and an unknown product
-// fs.ErrNotExist; then nothing was written.
+// AddPatch publishes a file, read once and, without deltas, in constant memory,
+// as p, and returns its target path. size is the file's length in bytes, -1 if
+// unknown. A version that is published already is ErrExists, and an unknown
+// product, or version in opt.DeltaFrom, fs.ErrNotExist; then nothing was written.
 func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName string, file io.Reader, size int64, opt AddOptions) (*Published, *Change, error) {
 	custom, err := p.ToCustom()
 	if err != nil {
 		return nil, nil, err
 	}
 	path, err := layout.PatchPath(p.Product, p.Version, p.Platform, fileName)
+	if err != nil {
+		return nil, nil, err
+	}
+	bases, err := r.deltaBases(ctx, p, opt.DeltaFrom)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -54,8 +66,16 @@ func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName stri
 	if pub.Custom, err = patch.Digest(custom); err != nil {
 		return nil, nil, err
 	}
+	content := newKeeper(-1)
+	if len(bases) > 0 {
+		content = newKeeper(size)
+		file = io.TeeReader(file, content)
+	}
 	blocks, err := r.upload(ctx, pub, file, size, opt.DryRun)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.makeDeltas(ctx, pub, bases, content, opt); err != nil {
 		return nil, nil, err
 	}
 	role := layout.ProductRole(p.Product)
@@ -74,6 +94,11 @@ func (r *Repository) AddPatch(ctx context.Context, p *patch.Patch, fileName stri
 		}
 		t.Targets[path] = targetFile(path, pub.Length, [32]byte(mustHex(pub.SHA256)))
 		t.Targets[path].Custom = &custom
+		for i := range pub.Deltas {
+			if err := pub.Deltas[i].put(ctx, d, role, t); err != nil {
+				return err
+			}
+		}
 		if pub.Blocks {
 			return d.putDocument(ctx, role, layout.BlocksPath(path), blocks)
 		}
@@ -201,7 +226,7 @@ func (r *Repository) WithdrawPatch(ctx context.Context, product, version string,
 		}
 		found := false
 		for path := range t.Targets {
-			target, _ := layout.BlocksOf(path)
+			target, _ := layout.PatchOf(path)
 			if p, v, _, _, ok := layout.SplitPatchPath(target); ok && p == product && v == version {
 				delete(t.Targets, path)
 				found = true
@@ -284,6 +309,13 @@ func (d *draft) published(ctx context.Context, product string) ([]Published, err
 		list = append(list, pub)
 	}
 	slices.SortFunc(list, func(a, b Published) int { return strings.Compare(a.Path, b.Path) })
+	for _, path := range slices.Sorted(maps.Keys(t.Targets)) {
+		if target, _, ok := layout.DeltaOf(path); ok {
+			if i := slices.IndexFunc(list, func(p Published) bool { return p.Path == target }); i >= 0 {
+				list[i].Deltas = append(list[i].Deltas, publishedDelta(t, path, &list[i]))
+			}
+		}
+	}
 	return list, nil
 }
 

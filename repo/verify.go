@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -47,6 +48,7 @@ type Report struct {
 	Targets  int       `json:"targets"`
 	Bytes    int64     `json:"bytes"` // of targets that were read and hashed
 	Patches  int       `json:"patches"`
+	Deltas   int       `json:"deltas"`
 	Faults   []Fault   `json:"faults"`
 	Warnings []Fault   `json:"warnings"`
 	Moment   time.Time `json:"moment"`
@@ -297,6 +299,10 @@ func (v *verifier) digest(tf *metadata.TargetFiles) string {
 
 // described checks what a patch says of itself.
 func (v *verifier) described(path string, tf *metadata.TargetFiles) {
+	if target, _, ok := layout.DeltaOf(path); ok {
+		v.delta(path, target, tf)
+		return
+	}
 	if _, _, _, _, ok := layout.SplitPatchPath(path); !ok {
 		return
 	}
@@ -317,9 +323,27 @@ func (v *verifier) described(path string, tf *metadata.TargetFiles) {
 	}
 }
 
+// delta checks what a delta says of itself.
+func (v *verifier) delta(path, target string, tf *metadata.TargetFiles) {
+	of := v.targets[target]
+	if of == nil {
+		v.warn(path, "it makes a file that no product vouches for")
+		return
+	}
+	if v.roles[path] != v.roles[target] {
+		v.fault(path, "role %s signed it, and role %s the patch: no client uses it", v.roles[path], v.roles[target])
+		return
+	}
+	if _, err := deltaInfo(path, tf, target, of.Hashes["sha256"].String(), of.Length); err != nil {
+		v.fault(path, "%v", err)
+		return
+	}
+	v.report.Deltas++
+}
+
 // blocks compares a target with its block list, if there has to be one.
 func (v *verifier) blocks(path string, tf *metadata.TargetFiles, want []byte) {
-	if _, _, _, _, ok := layout.SplitPatchPath(path); !ok {
+	if _, ok := layout.PatchOf(path); !ok || strings.HasSuffix(path, layout.BlocksPath("")) {
 		return
 	}
 	list := v.targets[layout.BlocksPath(path)]

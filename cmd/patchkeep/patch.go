@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +44,7 @@ type patchAdd struct {
 	exits                             []string
 	timeout                           time.Duration
 	from, name                        string
+	deltaFrom                         []string
 }
 
 func newPatchAdd(a *app) *cobra.Command {
@@ -56,11 +59,17 @@ is stdin; then --name names it.
 What it is and how it is installed is said by flags, or by a YAML file with the
 same fields (--from, see docs/formats.md); flags go over the file. Recipes are
 JSON arrays of arguments, never a shell line; {file}, {product}, {version},
-{previous} and {root} stand for what their names say.`,
+{previous} and {root} stand for what their names say.
+
+With --delta-from, machines that have the file of that earlier version fetch what
+is new in this one, if that is less than 60 % of it. It works on the bytes of the
+files as they are, so publish packages uncompressed: see docs/operations.md. It
+takes memory for both files, of at most 1 GiB each, and 200 MiB.`,
 		Example: `  patchkeep patch add hello_1.0_amd64.deb --product hello --version 1.0 --platform linux-amd64
   patchkeep patch add setup.exe --product app --version 2.1 --platform windows-amd64 --severity critical --cve CVE-2026-12345 \
       --install '["{file}","/S"]' --exit 3010=reboot --verify '["C:\\app\\app.exe","--version"]'
-  patchkeep patch add tool.tar.gz --from tool.yaml --dry-run`,
+  patchkeep patch add tool.tar.gz --from tool.yaml --dry-run
+  patchkeep patch add hello_1.1_amd64.deb --product hello --version 1.1 --platform linux-amd64 --delta-from 1.0`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := cmd.Flags()
@@ -86,6 +95,7 @@ JSON arrays of arguments, never a shell line; {file}, {product}, {version},
 	f.StringVar(&in.released, "released", "", "release time, RFC 3339 (default: now)")
 	f.StringVar(&in.from, "from", "", "YAML file that describes the patch")
 	f.StringVar(&in.name, "name", "", "file name to publish under (default: the file's own)")
+	f.StringArrayVar(&in.deltaFrom, "delta-from", nil, fmt.Sprintf("earlier version whose machines are to fetch only what is new; may be repeated, %d times at most", repo.MaxDeltas))
 	dryRun := dryRunFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return in.run(cmd, args[0], *dryRun) }
 	return cmd
@@ -102,6 +112,9 @@ func (in *patchAdd) run(cmd *cobra.Command, file string, dryRun bool) error {
 	}
 	p, err := in.describe(cmd, name)
 	if err != nil {
+		return &cli.UsageError{Err: err}
+	}
+	if err := checkDeltaFrom(in.deltaFrom, p.Version); err != nil {
 		return &cli.UsageError{Err: err}
 	}
 	content, size, err := openInput(cmd, file)
@@ -123,6 +136,11 @@ func (in *patchAdd) run(cmd *cobra.Command, file string, dryRun bool) error {
 	pub, change, err := r.AddPatch(ctx, p, name, io.TeeReader(content, bar), size, repo.AddOptions{
 		DryRun:     dryRun,
 		NewProduct: in.newProduct(ctx, cmd, ring, dryRun),
+		DeltaFrom:  in.deltaFrom,
+		OnDelta: func(from string) {
+			bar.Close()
+			note(cmd, "making a delta from %s", from)
+		},
 	})
 	bar.Close()
 	if err != nil {
@@ -132,8 +150,40 @@ func (in *patchAdd) run(cmd *cobra.Command, file string, dryRun bool) error {
 		note(cmd, "some other TUF clients cannot fetch a file with # ? or %% in its name; Patchkeep's own can")
 	}
 	words := fmt.Sprintf("%s %s for %s, %s", p.Product, p.Version, p.Platform, cli.Bytes(pub.Length))
+	for _, d := range pub.Deltas {
+		words += "\n  " + deltaWords(d, pub.Length)
+	}
 	return printChange(cmd, published{Change: *change, Patch: pub}, words,
 		fmt.Sprintf("patchkeep rollout start %s@%s --ring RING", p.Product, p.Version))
+}
+
+func checkDeltaFrom(versions []string, own string) error {
+	if len(versions) > repo.MaxDeltas {
+		return fmt.Errorf("--delta-from is given %d times, at most %d are allowed", len(versions), repo.MaxDeltas)
+	}
+	for i, v := range versions {
+		switch {
+		case layout.CheckName(v) != nil:
+			return fmt.Errorf("--delta-from %q is not a version", v)
+		case v == own:
+			return fmt.Errorf("--delta-from %s is the version that is added", v)
+		case slices.Contains(versions[:i], v):
+			return fmt.Errorf("--delta-from %s is given twice", v)
+		}
+	}
+	return nil
+}
+
+// deltaWords says what became of a delta.
+func deltaWords(d repo.Delta, whole int64) string {
+	if d.Skipped != "" {
+		return fmt.Sprintf("no delta from %s: %s", d.From, d.Skipped)
+	}
+	return fmt.Sprintf("delta from %s: %s, %s of the file", d.From, cli.Bytes(d.Length), share(d.Length, whole))
+}
+
+func share(part, whole int64) string {
+	return strconv.FormatFloat(100*float64(part)/float64(max(whole, 1)), 'f', 1, 64) + " %"
 }
 
 // openInput opens the file to publish, which must be a regular one or stdin.
@@ -370,10 +420,14 @@ func newPatchList(a *app) *cobra.Command {
 					return err
 				}
 				t := cli.Table(w)
-				fmt.Fprintln(t, "PRODUCT\tVERSION\tPLATFORM\tKIND\tSEVERITY\tSIZE\tRINGS\tFILE")
+				fmt.Fprintln(t, "PRODUCT\tVERSION\tPLATFORM\tKIND\tSEVERITY\tSIZE\tDELTAS\tRINGS\tFILE")
 				for _, p := range list {
-					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Patch.Product, p.Patch.Version, p.Patch.Platform, p.Patch.Kind,
-						orDash(string(p.Patch.Severity)), cli.Bytes(p.Length), orDash(strings.Join(p.Rings, ",")), filepath.Base(p.Path))
+					var deltas []string
+					for _, d := range p.Deltas {
+						deltas = append(deltas, d.From)
+					}
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Patch.Product, p.Patch.Version, p.Patch.Platform, p.Patch.Kind,
+						orDash(string(p.Patch.Severity)), cli.Bytes(p.Length), orDash(strings.Join(deltas, ",")), orDash(strings.Join(p.Rings, ",")), filepath.Base(p.Path))
 				}
 				return t.Flush()
 			})
@@ -439,6 +493,13 @@ func showPatches(w io.Writer, list []repo.Published) error {
 		row("file", p.Path)
 		row("size", fmt.Sprintf("%s (%d bytes)", cli.Bytes(p.Length), p.Length))
 		row("sha256", p.SHA256)
+		for _, d := range p.Deltas {
+			if d.Skipped != "" {
+				row("bad delta", d.Path+": "+d.Skipped)
+			} else {
+				row("delta from "+d.From, fmt.Sprintf("%s (%d bytes, %s of the file)", cli.Bytes(d.Length), d.Length, share(d.Length, p.Length)))
+			}
+		}
 		row("needs at least", p.Patch.Applies.MinVersion)
 		row("can be put on", p.Patch.Applies.MaxVersion)
 		row("requires", strings.Join(p.Patch.Applies.Requires, " "))

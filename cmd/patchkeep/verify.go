@@ -93,7 +93,7 @@ func printReport(w io.Writer, r *repo.Report) error {
 			return err
 		}
 	}
-	fmt.Fprintf(w, "%d patches, %d targets, %s read\n", r.Patches, r.Targets, cli.Bytes(r.Bytes))
+	fmt.Fprintf(w, "%d patches, %d deltas, %d targets, %s read\n", r.Patches, r.Deltas, r.Targets, cli.Bytes(r.Bytes))
 	for _, f := range r.Warnings {
 		fmt.Fprintf(w, "warning: %s: %s\n", f.Where, f.What)
 	}
