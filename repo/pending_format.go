@@ -138,10 +138,12 @@ type signatureFile struct {
 	By        string    `json:"by,omitempty"` // for people; it proves nothing
 }
 
-func parseSignature(data []byte, keyID string) (*signatureFile, []byte, error) {
+// parseSignature returns the signature itself. Whether it counts is for
+// verifySignature to say.
+func parseSignature(data []byte, keyID string) ([]byte, error) {
 	var s signatureFile
 	if _, err := document.Decode(data, maxSignatureFile, &s); err != nil {
-		return nil, nil, fmt.Errorf("%w: signature: %w", ErrBadPending, err)
+		return nil, fmt.Errorf("%w: signature: %w", ErrBadPending, err)
 	}
 	sig, err := hex.DecodeString(s.Signature)
 	switch {
@@ -155,9 +157,9 @@ func parseSignature(data []byte, keyID string) (*signatureFile, []byte, error) {
 		err = errors.New("it is empty")
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: signature: %w", ErrBadPending, err)
+		return nil, fmt.Errorf("%w: signature: %w", ErrBadPending, err)
 	}
-	return &s, sig, nil
+	return sig, nil
 }
 
 // Closing is pending/<id>/closed.json: how a change ended.

@@ -217,7 +217,7 @@ func (r *Repository) readSignature(ctx context.Context, id string, part *pending
 	if err != nil {
 		return nil, err
 	}
-	_, sig, err := parseSignature(data, keyID)
+	sig, err := parseSignature(data, keyID)
 	if err != nil {
 		return nil, err
 	}
@@ -251,11 +251,11 @@ func (p *Pending) judge(ctx context.Context) error {
 	}
 	p.Closed = nil // it says what is not so
 	for i := range p.Roles {
-		why, err := p.stale(ctx, p.parts[p.Roles[i].Role])
+		m, err := p.misfit(ctx, p.parts[p.Roles[i].Role])
 		if err != nil {
 			return err
 		}
-		p.Why = append(p.Why, why...)
+		p.Why = append(p.Why, m.why...)
 	}
 	switch {
 	case len(p.Why) > 0:
@@ -303,49 +303,55 @@ func (part *pendingPart) isSigned(md *targetsMetadata) (bool, error) {
 	return err == nil && string(payload) == string(part.payload), err
 }
 
-// stale says why a role no longer fits what is published.
-func (p *Pending) stale(ctx context.Context, part *pendingPart) ([]string, error) {
+// misfit is why a role no longer fits what is published.
+type misfit struct {
+	why     []string
+	content bool // its bytes have to be new, not only its signatures
+}
+
+func (m *misfit) say(content bool, format string, args ...any) {
+	m.why = append(m.why, fmt.Sprintf(format, args...))
+	m.content = m.content || content
+}
+
+func (p *Pending) misfit(ctx context.Context, part *pendingPart) (m misfit, err error) {
 	role, d := part.desc.Role, p.draft
 	if now := d.version(role); now != part.desc.From {
-		if now == 0 {
-			return []string{fmt.Sprintf("role %s is not published any more", role)}, nil
-		}
-		return []string{fmt.Sprintf("role %s was published in version %d meanwhile, and this is made on top of version %d", role, now, part.desc.From)}, nil
+		m.say(true, "role %s was published in version %d meanwhile, and this is made on top of version %d", role, now, part.desc.From)
+		return m, nil
 	}
-	var why []string
 	ids, threshold, err := d.authority(ctx, role)
 	switch {
 	case errors.Is(err, ErrNotTrusted):
-		return []string{fmt.Sprintf("nobody delegates to role %s any more", role)}, nil
+		m.say(true, "nobody delegates to role %s any more", role)
+		return m, nil
 	case err != nil:
-		return nil, err
+		return m, err
 	case threshold != part.desc.Threshold || !slices.Equal(ids, part.desc.KeyIDs):
-		why = append(why, fmt.Sprintf("role %s has other keys or another threshold by now", role))
+		m.say(false, "role %s has other keys or another threshold by now", role)
 	}
 	if !part.md.Signed.Expires.After(d.repo.now()) {
-		why = append(why, fmt.Sprintf("its metadata of role %s has expired", role))
+		m.say(true, "its metadata of role %s has expired", role)
 	}
-	taken, err := readBounded(ctx, d.repo.store, layout.MetadataObject(role, part.desc.To), maxMetadata)
-	if errors.Is(err, fs.ErrNotExist) {
-		return why, nil
+	taken, err := d.taken(ctx, part)
+	if taken {
+		m.say(true, "version %d of role %s is taken by another change", part.desc.To, role)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("look for version %d of role %s: %w", part.desc.To, role, err)
+	return m, err
+}
+
+// taken reports whether something else lies where the part is to be published.
+// A publish of this very change may have been cut off.
+func (d *draft) taken(ctx context.Context, part *pendingPart) (bool, error) {
+	name := layout.MetadataObject(part.desc.Role, part.desc.To)
+	_, err := d.sameSigned(ctx, name, part)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case errors.Is(err, ErrStale):
+		return true, nil
 	}
-	// A publish of this very change may have been cut off.
-	md := &targetsMetadata{}
-	same := false
-	err = guard(func() error {
-		if _, err := md.FromBytes(taken); err != nil {
-			return err
-		}
-		same, err = part.isSigned(md)
-		return err
-	})
-	if err != nil || !same {
-		why = append(why, fmt.Sprintf("version %d of role %s is taken by another change", part.desc.To, role))
-	}
-	return why, nil
+	return false, fmt.Errorf("look for %s: %w", name, err)
 }
 
 // readBounded reads an object of at most limit bytes. A larger one is

@@ -93,7 +93,7 @@ them go to a ring of machines, and anyone on call can stop them.`,
 		newHalt(a), newMirror(a), newRenew(a), newRootCommand(a), newVerify(a),
 	)
 	waitFlags(a, root)
-	root.AddCommand(newPending(a), newSign(a), newPublish(a))
+	root.AddCommand(newPending(a), newSign(a), newPublish(a), newExport(a), newImport(a))
 	return root
 }
 

@@ -53,7 +53,7 @@ publishes them once they are complete.`
   patchkeep pending show 20261124-6f1d3c0a9be2447a1c05
   patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05`
 	list := newPendingList(a)
-	cmd.AddCommand(list, newPendingShow(a), newPendingAbandon(a))
+	cmd.AddCommand(list, newPendingShow(a), newPendingRebase(a), newPendingAbandon(a))
 	return cmd
 }
 
@@ -287,6 +287,32 @@ func newPendingAbandon(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for everyone to read")
 	return cmd
+}
+
+func newPendingRebase(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rebase ID",
+		Short: "Make a stale change anew on top of what is published now",
+		Long: `rebase makes a new change that does to what is published now what the stale one
+did to what was published when it was made. Roles that still fit keep their
+signatures; the others are to be read and signed again, by you too.`,
+		Example:           `  patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05`,
+		Args:              oneID,
+		ValidArgsFunction: a.completeIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, _, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			p, err := r.RebasePending(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return cli.Print(cmd, p, func(w io.Writer) error {
+				return printWaiting(w, p, p.Title+" (in the place of change "+args[0]+")")
+			})
+		},
+	}
 }
 
 func newPublish(a *app) *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -18,15 +19,17 @@ import (
 
 type signCommand struct {
 	*app
-	rootFile string
-	yes      bool
-	dryRun   *bool
+	file, output string
+	rootFile     string
+	yes          bool
+	dryRun       *bool
 }
 
 // signed is the JSON result of sign.
 type signed struct {
 	Change *repo.Pending           `json:"change"`
 	Added  []repo.PendingSignature `json:"added"`
+	Output string                  `json:"output,omitempty"` // file with the signatures
 	DryRun bool                    `json:"dry_run,omitempty"`
 }
 
@@ -36,13 +39,25 @@ func newSign(a *app) *cobra.Command {
 		Use:   "sign ID",
 		Short: "Read a waiting change, and sign it",
 		Long: `sign says in words what a change does, asks, and adds the signatures of the keys
-at hand that it waits for. It signs exactly the bytes that it has put into words.`,
-		Example:           `  patchkeep sign 20261124-6f1d3c0a9be2447a1c05 --keys ./anna`,
-		Args:              oneID,
+at hand that it waits for. It signs exactly the bytes that it has put into words.
+
+With --file it does so on a machine without network: it reads a file that export
+has made, verifies all of it from the pinned root on, and writes the signatures
+to a small file for import.`,
+		Example: `  patchkeep sign 20261124-6f1d3c0a9be2447a1c05 --keys ./anna
+  patchkeep sign --file change.json --root root.json --keys ./anna --output anna.json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if in.file != "" {
+				return cobra.NoArgs(cmd, args)
+			}
+			return oneID(cmd, args)
+		},
 		ValidArgsFunction: a.completeIDs,
 		RunE:              in.run,
 	}
 	f := cmd.Flags()
+	f.StringVar(&in.file, "file", "", "file that export has made; needs no repository, but --root")
+	f.StringVarP(&in.output, "output", "o", "", "file for the signatures, which must not exist yet (default: that of --file with .signatures at its end)")
 	f.StringVar(&in.rootFile, "root", "", "pinned root metadata, to verify what is published against (default: the repository's first root is taken at its word)")
 	f.BoolVarP(&in.yes, "yes", "y", false, "do not ask; for scripts, and for changes that were read before with pending show")
 	in.dryRun = cmd.Flags().Bool("dry-run", false, "show the change, and sign nothing")
@@ -50,16 +65,18 @@ at hand that it waits for. It signs exactly the bytes that it has put into words
 }
 
 func (in *signCommand) run(cmd *cobra.Command, args []string) error {
+	if in.file != "" {
+		return in.offline(cmd)
+	}
 	ctx := cmd.Context()
+	if in.output != "" {
+		return cli.Usagef("--output goes with --file only: the signatures of change %s go to the repository", args[0])
+	}
 	s, err := in.openStore(ctx)
 	if err != nil {
 		return err
 	}
-	ring, err := in.openKeys(ctx)
-	if err != nil {
-		return err
-	}
-	root, err := readRoot(in.rootFile)
+	ring, root, err := in.keysAndRoot(ctx)
 	if err != nil {
 		return err
 	}
@@ -76,6 +93,64 @@ func (in *signCommand) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	return cli.Print(cmd, result, func(w io.Writer) error { return printSigned(w, result) })
+}
+
+func (in *signCommand) keysAndRoot(ctx context.Context) (*signing.Keyring, []byte, error) {
+	ring, err := in.openKeys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	root, err := readRoot(in.rootFile)
+	return ring, root, err
+}
+
+// offline signs what a file holds.
+func (in *signCommand) offline(cmd *cobra.Command) error {
+	ctx := cmd.Context()
+	if in.rootFile == "" {
+		return cli.WithHint(cli.Usagef("--file needs --root: only from a root that was pinned before can a file be verified"),
+			"take the root.json that the machines were enrolled with")
+	}
+	if in.output == "" {
+		in.output = in.file + ".signatures"
+	}
+	if _, err := os.Lstat(in.output); err == nil && !*in.dryRun {
+		return fmt.Errorf("write signatures: %s: %w", in.output, fs.ErrExist)
+	}
+	b, err := readBundle(in.file)
+	if err != nil {
+		return err
+	}
+	ring, root, err := in.keysAndRoot(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := repo.OpenBundle(b, repo.Config{Keys: keysOf(ring), Root: root, By: whoAmI()})
+	if err != nil {
+		return fmt.Errorf("%s: %w", in.file, err)
+	}
+	p, err := r.Pending(ctx, b.ID)
+	if err != nil {
+		return fmt.Errorf("%s: %w", in.file, err)
+	}
+	result, err := in.sign(cmd, r, p, ring)
+	if err != nil || *in.dryRun {
+		return err
+	}
+	if err := writeBundle(in.output, r.Signatures()); err != nil {
+		return fmt.Errorf("write signatures: %w", err)
+	}
+	if result.Change, err = r.Pending(ctx, p.ID); err != nil {
+		return err
+	}
+	result.Output = in.output
+	return cli.Print(cmd, result, func(w io.Writer) error {
+		for _, a := range result.Added {
+			fmt.Fprintf(w, "Signed %s of change %s with key %s\n", a.Role, p.ID, signing.Fingerprint(a.KeyID))
+		}
+		_, err := fmt.Fprintf(w, "Next: where the repository is: patchkeep import %s\n", in.output)
+		return err
+	})
 }
 
 // sign shows the change, asks, and signs.
