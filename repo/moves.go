@@ -278,6 +278,17 @@ func (r *Repository) Preview(ctx context.Context, ro Rollout) (entries []rollout
 		}
 		entries = append(entries, e)
 	}
+	halts, err := d.halts(ctx)
+	if err != nil {
+		return nil, false, nil, err
+	}
+	for i := range entries {
+		for j := range halts.Halts {
+			if h := &halts.Halts[j]; h.Matches(ro.Product, entries[i].SHA256) && !slices.Contains(p.Lifts, h.ID) {
+				return entries, true, fmt.Errorf("%w: it is halted (%s): %s", ErrPolicy, h.ID, h.Reason), nil
+			}
+		}
+	}
 	return entries, true, nil, nil
 }
 

@@ -90,7 +90,7 @@ them go to a ring of machines, and anyone on call can stop them.`,
 	cli.BindEnv(root, "keys", "PATCHKEEP_KEYS")
 	root.AddCommand(
 		newInit(a), newKey(a), newProduct(a), newPatch(a), newRing(a), newRollout(a),
-		newHalt(a), newMirror(a), newRenew(a), newRootCommand(a), newVerify(a),
+		newHalt(a), newMirror(a), newRenew(a), newRootCommand(a), newVerify(a), newExposure(a),
 	)
 	waitFlags(a, root)
 	root.AddCommand(newPending(a), newSign(a), newPublish(a), newExport(a), newImport(a))

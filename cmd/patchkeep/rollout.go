@@ -21,18 +21,21 @@ import (
 
 func newRollout(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "rollout", Short: "Let patches go to rings of machines"}
-	cmd.AddCommand(newRolloutStart(a), newRolloutList(a))
+	cmd.AddCommand(
+		newRolloutStart(a), newRolloutPreview(a), newRolloutList(a), newRolloutPause(a), newRolloutResume(a), newRolloutPromote(a),
+		newRolloutExpedite(a), newRolloutHold(a), newRolloutRemove(a), newRolloutMinimumSafe(a),
+	)
 	return cmd
 }
 
 func newRolloutStart(a *app) *cobra.Command {
-	var ring, at, steps string
+	var ring, at, steps, expedite string
 	var times schedule
 	cmd := &cobra.Command{
 		Use:   "start PRODUCT@VERSION --ring RING",
 		Short: "Have a ring approve a version, by path and by content",
 		Long: `start puts a version into the signed plan of a ring. The ring's machines then
-install it: all of them at once, or as --steps says.`,
+install it: as --steps says, or the ring's policy, or else all of them at once.`,
 		Example: `  patchkeep rollout start hello@1.0 --ring users
   patchkeep rollout start hello@1.0 --ring servers --at 2026-12-01T22:00:00Z --steps 10%@0h,50%@24h,100%@72h
   patchkeep rollout start hello@1.0 --ring users --window 'mon-fri 12:00-13:00' --missed-window install --deadline 7d`,
@@ -40,11 +43,12 @@ install it: all of them at once, or as --steps says.`,
 	}
 	cmd.Flags().StringVar(&ring, "ring", "", "ring of machines")
 	cmd.Flags().StringVar(&at, "at", "", "start time, RFC 3339 (default: now)")
-	cmd.Flags().StringVar(&steps, "steps", "", "share of the machines over time, such as 10%@0h,50%@24h,100%@3d (default: all at once)")
+	cmd.Flags().StringVar(&steps, "steps", "", "share of the machines over time, such as 10%@0h,50%@24h,100%@3d or 0%@0h..100%@72h (default: as the ring's policy says, or all at once)")
+	cmd.Flags().StringVar(&expedite, "expedite", "", "an emergency, and why: everyone at once, past steps, windows and the ring before")
 	times.add(cmd)
 	dryRun := dryRunFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ro := repo.Rollout{Ring: ring}
+		ro := repo.Rollout{Ring: ring, Expedite: expedite != "", ExpediteReason: expedite}
 		var err error
 		if ro.Product, ro.Version, err = patch.ParseRef(args[0]); err != nil {
 			return &cli.UsageError{Err: err}
@@ -73,6 +77,9 @@ install it: all of them at once, or as --steps says.`,
 		if err != nil {
 			return err
 		}
+		if entries, _, _, err := r.Preview(cmd.Context(), ro); err == nil && steps == "" && len(entries) > 0 && len(entries[0].Steps) > 0 && !ro.Expedite {
+			words = "ring " + ring + " in the steps of its policy, " + rollout.FormatSteps(entries[0].Steps) + when
+		}
 		change, err := r.StartRollout(cmd.Context(), ro, *dryRun)
 		if err != nil {
 			return err
@@ -85,56 +92,6 @@ install it: all of them at once, or as --steps says.`,
 			"machines take it at their next poll; to stop it: patchkeep halt add "+args[0]+" --reason …")
 	}
 	return cmd
-}
-
-func newRolloutList(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:     "list",
-		Aliases: []string{"status"},
-		Short:   "List what each ring approves",
-		Example: `  patchkeep rollout list`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, _, err := a.open(cmd.Context())
-			if err != nil {
-				return err
-			}
-			plans, err := r.Plans(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return cli.Print(cmd, plans, func(w io.Writer) error { return printPlans(w, plans) })
-		},
-	}
-}
-
-func printPlans(w io.Writer, plans []*rollout.Plan) error {
-	t := cli.Table(w)
-	fmt.Fprintln(t, "RING\tPATCH\tFROM\tSTEPS\tWHEN\tSTATE")
-	for _, p := range plans {
-		if len(p.Entries) == 0 {
-			fmt.Fprintf(t, "%s\t(nothing approved)\t\t\t\t\n", p.Ring)
-		}
-		for _, e := range p.Entries {
-			steps := make([]string, 0, len(e.Steps))
-			for _, s := range e.Steps {
-				steps = append(steps, fmt.Sprintf("%s%%@%s", s.Percent, time.Duration(s.At)*time.Second))
-			}
-			if len(steps) == 0 {
-				steps = []string{"everyone"}
-			}
-			state := "running"
-			switch {
-			case e.Paused:
-				state = "paused: " + orDash(e.PausedReason)
-			case time.Now().Before(e.NotBefore):
-				state = "not begun"
-			}
-			product, version, platform, _, _ := layout.SplitPatchPath(e.Patch)
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Ring, patch.MakeID(product, version, platform), e.NotBefore.Format(time.RFC3339), strings.Join(steps, ","), whenWords(&e), state)
-		}
-	}
-	return t.Flush()
 }
 
 func newHalt(a *app) *cobra.Command {
@@ -323,12 +280,6 @@ func newProductAdd(a *app) *cobra.Command {
 		}
 		return printChange(cmd, published{Change: *change}, "product "+args[0])
 	}
-	return cmd
-}
-
-func newRing(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "ring", Short: "List rings of machines"}
-	cmd.AddCommand(newRoleList(a, "list", "List rings, and who approves for them", layout.RingOfRole))
 	return cmd
 }
 
