@@ -58,7 +58,7 @@ func Read(r io.Reader) ([]Row, error) {
 	if bom, err := in.Peek(3); err == nil && bytes.Equal(bom, []byte("\xef\xbb\xbf")) {
 		_, _ = in.Discard(len(bom)) // they are there
 	}
-	isJSON := false
+	var isJSON bool
 	for {
 		b, err := in.Peek(1)
 		if err != nil {
