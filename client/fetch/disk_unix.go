@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const openNonblock = syscall.O_NONBLOCK
+
 // freeSpace is how many bytes a process like this one may still write in dir.
 func freeSpace(dir string) (int64, bool) {
 	var st unix.Statfs_t

@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+const openNonblock = 0
+
 // freeSpace is how many bytes this user may still write in dir.
 func freeSpace(dir string) (int64, bool) {
 	p, err := windows.UTF16PtrFromString(dir)

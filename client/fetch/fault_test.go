@@ -171,7 +171,8 @@ func drip(o object) http.HandlerFunc {
 // rangeOf is the offset that a request asks from, 0 for all.
 func rangeOf(r *http.Request) int {
 	s, _ := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
-	n, _ := strconv.Atoi(strings.TrimSuffix(s, "-"))
+	from, _, _ := strings.Cut(s, "-")
+	n, _ := strconv.Atoi(from)
 	return n
 }
 

@@ -32,7 +32,8 @@ import (
 var (
 	// ErrCorrupt says that what the mirrors have is not what was signed.
 	ErrCorrupt = fmt.Errorf("corrupt download: %w", tuf.ErrNotTrusted)
-	// ErrNoSpace says that the file does not fit on the disk. Nothing of it is kept.
+	// ErrNoSpace says that the file does not fit on the disk. What came of it is
+	// kept only if the disk is not full: it may be what fills it.
 	ErrNoSpace = errors.New("not enough disk space")
 	// ErrBusy says that another download to the same place is under way.
 	ErrBusy = fmt.Errorf("download under way: %w", tuf.ErrLocked)

@@ -18,16 +18,19 @@ import (
 // Request is a file to fetch, as signed metadata describes it.
 type Request struct {
 	URLs []string // of the object, the best first
-	// Peers is how many of the first URLs are as good as each other: blocks are
-	// taken from all of them at once. 0 and 1: one mirror at a time.
+	// Peers is how many of the first URLs are as good as each other: with a block
+	// list, blocks are taken from all of them at once (at most 4), most from the
+	// fastest. The others are asked while none of them answers. 0 and 1: one
+	// mirror at a time.
 	Peers  int
 	Length int64             // exact, in bytes
 	Hashes map[string]string // algorithm → lower hex, at least one of sha256 and sha512; all are checked
 	// Blocks is the verified block list: the SHA-256 of each layout.BlockSize
 	// bytes, one after the other. nil: there is none.
 	Blocks []byte
-	// Bases are local files that may hold blocks of this one. With a block list,
-	// blocks that they share are not fetched.
+	// Bases are local files that may hold blocks of this one, the likeliest first.
+	// With a block list, blocks that they share are not fetched; without, one is
+	// used that is the whole file.
 	Bases []Base
 	// Dest is where the file goes, in a directory that exists. The partial file
 	// and what is known of it lie beside it, as <Dest>.part and <Dest>.part.json.
@@ -102,6 +105,8 @@ type download struct {
 	single bool      // one mirror gives the whole file: the mixture was wrong
 	strict bool      // each block is verified before it is used, those on the disk too
 
+	loose int64 // so far the partial file is used, though only part of it is synced
+
 	unverified map[int64]*source // by number: blocks that were not verified as they came
 
 	told     time.Time // when Progress was called last …
@@ -140,6 +145,9 @@ func (d *download) run(ctx context.Context) error {
 		return err
 	}
 	d.srcs = d.f.opt.sources(d.URLs)
+	if done, err := d.copyWhole(ctx); done || err != nil {
+		return err
+	}
 	return d.rounds(ctx)
 }
 
@@ -203,21 +211,28 @@ func hashPrefix(ctx context.Context, r io.ReaderAt, n int64, h *hashes) error {
 const spareSpace = 16 << 20
 
 func (d *download) checkSpace() error {
-	free, ok := freeSpace(d.part.dir.Name())
-	if !ok {
-		return nil // not known here; a write will tell
-	}
 	info, err := d.part.file.Stat()
 	if err != nil {
 		return err
 	}
-	need := max(0, d.Length-info.Size())
-	if need > 0 && (free < spareSpace || need > free-spareSpace) {
-		d.part.remove() // what lies there may be what fills the disk
-		return fmt.Errorf("%w: %d MiB needed, %d MiB free, of which %d stay free",
-			ErrNoSpace, (need>>20)+1, free>>20, spareSpace>>20)
+	return d.checkSpaceFor(max(0, d.Length-info.Size()))
+}
+
+// checkSpaceFor looks whether so many bytes more fit on the disk. What is there
+// of the file is given up only if it may be what fills the disk.
+func (d *download) checkSpaceFor(need int64) error {
+	free, ok := freeSpace(d.part.dir.Name())
+	if !ok || need <= 0 {
+		return nil // not known here; a write will tell
 	}
-	return nil
+	if free >= spareSpace && need <= free-spareSpace {
+		return nil
+	}
+	if info, err := d.part.file.Stat(); err != nil || free < spareSpace || info.Size() == 0 {
+		d.part.remove()
+	}
+	return fmt.Errorf("%w: %d MiB needed, %d MiB free, of which %d stay free",
+		ErrNoSpace, (need>>20)+1, free>>20, spareSpace>>20)
 }
 
 // rounds tries until the file is there. A round goes through the file once; the
@@ -236,6 +251,8 @@ func (d *download) rounds(ctx context.Context) error {
 				return werr
 			}
 		case errors.Is(err, errStale), errors.Is(err, errRestart):
+		case errors.Is(err, ErrNoSpace): // found before a byte was written
+			return err
 		case errors.Is(err, ErrCorrupt) && d.Blocks == nil, isNoSpace(err):
 			d.part.remove()
 			return err

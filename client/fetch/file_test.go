@@ -22,9 +22,13 @@ import (
 
 const mib = 1 << 20
 
-// Each fault alone, with block list and without: never a wrong file.
-func TestFaults(t *testing.T) {
-	o := newObject(5*mib + 123)
+// fault is what a mirror may do, and how a download from it alone ends.
+type fault struct {
+	mirror http.HandlerFunc
+	err    error // nil: well
+}
+
+func faults(o object) map[string]fault {
 	moved := func(to string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
 	}
@@ -33,11 +37,7 @@ func TestFaults(t *testing.T) {
 	}
 	short, long := o, o
 	short.data, long.data = o.data[:len(o.data)-1], append(bytes.Clone(o.data), 'x')
-
-	for name, c := range map[string]struct {
-		mirror http.HandlerFunc
-		err    error // nil: it ends well
-	}{
+	return map[string]fault{
 		"good":               {good(o), nil},
 		"cut":                {cutAfter(o, mib+77), nil},
 		"flipped bit":        {flipped(o, 3*mib+5), fetch.ErrCorrupt},
@@ -75,7 +75,13 @@ func TestFaults(t *testing.T) {
 			}
 			cutAfter(o, 2*mib+9)(w, r)
 		}, fetch.ErrCorrupt},
-	} {
+	}
+}
+
+// Each fault alone, with block list and without: never a wrong file.
+func TestFaults(t *testing.T) {
+	o := newObject(5*mib + 123)
+	for name, c := range faults(o) {
 		for _, blocks := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/blocks=%t", name, blocks), func(t *testing.T) {
 				t.Parallel()
@@ -285,7 +291,7 @@ func TestDamagedPartialFile(t *testing.T) {
 		"progress of less":       edit(".part.json", replace(`"verified":4194304`, `"verified":1048576`)),
 		"negative progress":      edit(".part.json", replace(`"verified":4194304`, `"verified":-1048576`)),
 		"progress of another":    edit(".part.json", replace(`"sha256":"`, `"sha256":"00`)),
-		"other format":           edit(".part.json", replace(`"format":1`, `"format":2`)),
+		"other format":           edit(".part.json", replace(`"format":2`, `"format":3`)),
 		"other state":            edit(".part.json", replace(`"states":{"sha256":"`, `"states":{"sha256":"AAAA`)),
 	} {
 		for _, blocks := range []bool{false, true} {

@@ -47,18 +47,20 @@ func FuzzProgress(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	good, err := json.Marshal(progress{progressFormat, r.Length, r.Hashes, layout.BlockSize, h.state()})
+	good, err := json.Marshal(progress{progressFormat, r.Length, r.Hashes, layout.BlockSize, h.state(), "", bitmap{1}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
-	f.Add([]byte(`{"format":1,"verified":-1}`))
+	f.Add([]byte(`{"format":2,"verified":-1}`))
+	f.Add([]byte(`{"format":2,"length":5242880,"verified":0,"boot":"x","blocks":"AA=="}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		pr, ok := parseProgress(data, r)
 		if !ok {
 			return
 		}
-		if pr.Verified <= 0 || pr.Verified > r.Length || pr.Verified%layout.BlockSize != 0 {
+		if pr.Verified < 0 || pr.Verified > r.Length || pr.Verified%layout.BlockSize != 0 ||
+			pr.Blocks != nil && (len(pr.Blocks) != 1 || pr.Boot != "") {
 			t.Fatalf("%s is accepted", data)
 		}
 		h, err := newHashes(r.Hashes)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
@@ -23,7 +24,7 @@ const (
 )
 
 // part is a file under way: <Dest>.part holds its bytes, <Dest>.part.json says
-// how many of them are synced. The lock on the former keeps others away.
+// which of them are synced. The lock on the former keeps others away.
 type part struct {
 	dir  *os.Root
 	name string // of the finished file, in dir
@@ -126,11 +127,16 @@ type progress struct {
 	Format   int               `json:"format"`
 	Length   int64             `json:"length"`
 	Hashes   map[string]string `json:"hashes"`
-	Verified int64             `json:"verified"` // bytes from the beginning that are synced
-	States   map[string][]byte `json:"states"`   // of the running hashes after them
+	Verified int64             `json:"verified"`         // bytes from the beginning that are synced
+	States   map[string][]byte `json:"states,omitempty"` // of the running hashes after them
+	// Boot is the run of the system in which the file was written on, in order,
+	// beyond what is synced: while that lasts, all of it is there.
+	Boot string `json:"boot,omitempty"`
+	// Blocks are those that are synced in a file that was not written in order.
+	Blocks bitmap `json:"blocks,omitempty"`
 }
 
-const progressFormat = 1
+const progressFormat = 2
 
 // parseProgress reads a progress file of this very object.
 func parseProgress(data []byte, r *Request) (progress, bool) {
@@ -140,46 +146,79 @@ func parseProgress(data []byte, r *Request) (progress, bool) {
 	if dec.Decode(&pr) != nil {
 		return progress{}, false
 	}
+	count := layout.BlockCount(r.Length)
 	ok := pr.Format == progressFormat && pr.Length == r.Length && maps.Equal(pr.Hashes, r.Hashes) &&
-		pr.Verified > 0 && pr.Verified <= r.Length &&
-		(pr.Verified%layout.BlockSize == 0 || pr.Verified == r.Length)
+		pr.Verified >= 0 && pr.Verified <= r.Length &&
+		(pr.Verified%layout.BlockSize == 0 || pr.Verified == r.Length) &&
+		(pr.Blocks == nil || pr.Boot == "" && len(pr.Blocks) == len(newBitmap(count)))
 	return pr, ok
 }
 
-// load finds out how far an earlier try got and brings h there; 0 if there was
-// none or anything about it does not fit.
-func (p *part) load(r *Request, h *hashes) int64 {
+// load finds out how far an earlier try got and brings h there; the zero value
+// if there was none or anything about it does not fit.
+func (p *part) load(r *Request, h *hashes) progress {
 	f, err := p.dir.Open(p.note())
 	if err != nil {
-		return 0
+		return progress{}
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxProgressFile))
+	data, err := io.ReadAll(io.LimitReader(f, maxProgressFile+int64(len(r.Blocks))/128))
 	if err != nil {
-		return 0
+		return progress{}
 	}
 	pr, ok := parseProgress(data, r)
 	if !ok {
-		return 0
+		return progress{}
 	}
 	if info, err := p.file.Stat(); err != nil || info.Size() < pr.Verified {
-		return 0
+		return progress{}
+	}
+	if pr.Verified == 0 {
+		return pr
 	}
 	fresh, err := newHashes(r.Hashes)
 	if err != nil || !fresh.resume(pr.States) {
-		return 0
+		return progress{}
 	}
 	*h = *fresh
-	return pr.Verified
+	return pr
+}
+
+// loose finds out how far the file can be used without a block list: beyond
+// what was synced as well, if it was written in order and the system has run
+// ever since. What lies behind is cut off. From here on the same is true of
+// what this process writes.
+func (p *part) loose(r *Request, pr progress) (int64, error) {
+	info, err := p.file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	now, _ := boot.ID() // "": not known here
+	end := pr.Verified
+	if boot.Same(pr.Boot, now) {
+		end = max(end, min(info.Size(), r.Length)/layout.BlockSize*layout.BlockSize)
+	}
+	if err := p.file.Truncate(end); err != nil {
+		return 0, err
+	}
+	if pr.Boot == now || r.Length <= 2*layout.BlockSize {
+		return end, nil
+	}
+	return end, p.save(r, progress{Verified: pr.Verified, States: pr.States, Boot: now})
 }
 
 // save syncs the file and then writes down how far it is right. It may run
-// beside writes further on in the file.
-func (p *part) save(r *Request, verified int64, states map[string][]byte) error {
-	if err := p.file.Sync(); err != nil {
-		return fmt.Errorf("sync file: %w", err)
+// beside writes of what it does not speak of.
+func (p *part) save(r *Request, pr progress) error {
+	// At the very beginning there is nothing to be lost by a power cut.
+	sync := pr.Verified > 0 || pr.Blocks != nil
+	if sync {
+		if err := p.file.Sync(); err != nil {
+			return fmt.Errorf("sync file: %w", err)
+		}
 	}
-	data, err := json.Marshal(progress{progressFormat, r.Length, r.Hashes, verified, states})
+	pr.Format, pr.Length, pr.Hashes = progressFormat, r.Length, r.Hashes
+	data, err := json.Marshal(pr)
 	if err != nil {
 		return err
 	}
@@ -189,7 +228,10 @@ func (p *part) save(r *Request, verified int64, states map[string][]byte) error 
 		return err
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
+	if sync {
+		err = errors.Join(err, f.Sync())
+	}
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = p.dir.Rename(tmp, p.note())
 	}
@@ -199,3 +241,10 @@ func (p *part) save(r *Request, verified int64, states map[string][]byte) error 
 	}
 	return nil
 }
+
+// bitmap has a bit for each block.
+type bitmap []byte
+
+func newBitmap(n int64) bitmap    { return make(bitmap, (n+7)/8) }
+func (b bitmap) has(i int64) bool { return b[i/8]&(1<<(i%8)) != 0 }
+func (b bitmap) set(i int64)      { b[i/8] |= 1 << (i % 8) }

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 )
@@ -40,4 +41,39 @@ func parseContentRange(s string) (contentRange, error) {
 		return bad()
 	}
 	return c, nil
+}
+
+// checkHead looks at the head of an answer to a request for the bytes from
+// start up to end of a file, or for the whole of it. partial is whether they
+// come, or the first of them, and not the whole file.
+func checkHead(resp *http.Response, start, end, length int64, asked bool) (partial bool, err error) {
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return false, fmt.Errorf("%w: answer with Content-Encoding %.20q, which was not asked for", ErrCorrupt, enc)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		if n := resp.ContentLength; n >= 0 && n != length {
+			return false, fmt.Errorf("%w: the mirror has %d bytes instead of the signed %d", ErrCorrupt, n, length)
+		}
+		return false, nil
+	case http.StatusPartialContent:
+		if !asked {
+			return false, fmt.Errorf("%w: a part where the whole was asked for", ErrCorrupt)
+		}
+		cr, err := parseContentRange(resp.Header.Get("Content-Range"))
+		if err != nil {
+			return false, err
+		}
+		if cr.start != start || cr.end >= end || cr.total != length {
+			return false, fmt.Errorf("%w: the mirror sent bytes %d-%d of %d, asked for %d-%d of %d",
+				ErrCorrupt, cr.start, cr.end, cr.total, start, end-1, length)
+		}
+		if n := resp.ContentLength; n >= 0 && n != cr.end-cr.start+1 {
+			return false, fmt.Errorf("%w: %d bytes for bytes %d-%d", ErrCorrupt, n, cr.start, cr.end)
+		}
+		return true, nil
+	case http.StatusRequestedRangeNotSatisfiable:
+		return false, fmt.Errorf("%w: the mirror's file is shorter than the signed %d bytes", ErrCorrupt, length)
+	}
+	return false, statusError(resp)
 }

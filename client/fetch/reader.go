@@ -1,7 +1,6 @@
 package fetch
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -26,8 +24,9 @@ const blockHashLen = sha256.Size
 // one who sent it is known.
 type reader struct {
 	*download
-	free chan []byte
-	out  chan<- chunk
+	free      <-chan []byte
+	unwritten chan<- struct{} // takes one for each buffer that is not written yet
+	out       chan<- chunk
 
 	off  int64   // where the next chunk begins
 	buf  []byte  // the next chunk, as far as it has come; nil: no buffer yet
@@ -88,6 +87,11 @@ func (r *reader) buffer(ctx context.Context) error {
 		return nil
 	}
 	select {
+	case r.unwritten <- struct{}{}:
+	case <-ctx.Done():
+		return over(ctx)
+	}
+	select {
 	case r.buf = <-r.free:
 	case <-ctx.Done():
 		return over(ctx)
@@ -110,12 +114,7 @@ func (r *reader) verify() error {
 	if r.Blocks == nil {
 		return nil
 	}
-	i := r.off / layout.BlockSize
-	sum := sha256.Sum256(r.buf)
-	if want := r.Blocks[i*blockHashLen : (i+1)*blockHashLen]; !bytes.Equal(sum[:], want) {
-		return fmt.Errorf("%w: block %d is not as signed", ErrCorrupt, i)
-	}
-	return nil
+	return r.check(r.off/layout.BlockSize, r.buf)
 }
 
 // A block list is there to leave a bad mirror before it wastes time. Once a
@@ -142,14 +141,18 @@ func (r *reader) postpone(src *source) bool {
 	return true
 }
 
-// fromDisk takes over the blocks that lie on the disk and are right, up to the
-// first that is not: those that an earlier try wrote after its last checkpoint,
-// and in a strict round those of the round before.
+// fromDisk takes over what lies on the disk beyond the last checkpoint of an
+// earlier try. Without a block list that is what was written in order, for the
+// whole hash to judge. With one it is the blocks that are right, up to the first
+// that is not; in a strict round, those of the round before.
 func (r *reader) fromDisk(ctx context.Context) error {
-	if r.Blocks == nil || len(r.buf) > 0 || r.diskEnd {
+	if len(r.buf) > 0 || r.diskEnd {
 		return nil
 	}
 	for r.off < r.Length {
+		if r.Blocks == nil && r.off >= r.loose {
+			return nil
+		}
 		if err := r.buffer(ctx); err != nil {
 			return err
 		}
@@ -211,45 +214,20 @@ func (r *reader) accept(src *source, t *transfer) error {
 	if err := captive(t.Response, src.url); err != nil {
 		return err
 	}
-	if enc := t.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return fmt.Errorf("%w: answer with Content-Encoding %.20q, which was not asked for", ErrCorrupt, enc)
-	}
 	pos := r.pos()
-	switch t.StatusCode {
-	case http.StatusOK:
-		if n := t.ContentLength; n >= 0 && n != r.Length {
-			return fmt.Errorf("%w: the mirror has %d bytes instead of the signed %d", ErrCorrupt, n, r.Length)
-		}
-		src.etag = strongETag(t.Header)
-		if pos == 0 {
-			return nil
-		}
-		// No ranges there, or another object than before.
-		if r.Blocks == nil {
-			return errRestart
-		}
-		return r.skip(t, pos)
-	case http.StatusPartialContent:
-		if pos == 0 {
-			return fmt.Errorf("%w: a part where the whole was asked for", ErrCorrupt)
-		}
-		cr, err := parseContentRange(t.Header.Get("Content-Range"))
-		if err != nil {
-			return err
-		}
-		if cr.start != pos || cr.end >= r.Length || cr.total != r.Length {
-			return fmt.Errorf("%w: the mirror sent bytes %d-%d of %d, asked for %d-%d of %d",
-				ErrCorrupt, cr.start, cr.end, cr.total, pos, r.Length-1, r.Length)
-		}
-		if n := t.ContentLength; n >= 0 && n != cr.end-cr.start+1 {
-			return fmt.Errorf("%w: %d bytes for bytes %d-%d", ErrCorrupt, n, cr.start, cr.end)
-		}
-		src.etag = strongETag(t.Header)
-		return nil
-	case http.StatusRequestedRangeNotSatisfiable:
-		return fmt.Errorf("%w: the mirror's file is shorter than the signed %d bytes", ErrCorrupt, r.Length)
+	partial, err := checkHead(t.Response, pos, r.Length, r.Length, pos > 0)
+	if err != nil {
+		return err
 	}
-	return statusError(t.Response)
+	src.etag = strongETag(t.Header)
+	if partial || pos == 0 {
+		return nil
+	}
+	// No ranges there, or another object than before.
+	if r.Blocks == nil {
+		return errRestart
+	}
+	return r.skip(t, pos)
 }
 
 // skip reads over the n bytes that are there already, verified by blocks.

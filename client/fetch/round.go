@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
@@ -22,24 +23,49 @@ const (
 )
 
 // chunk is up to layout.BlockSize bytes of the file on their way from the
-// network to the disk.
+// network to the disk and through the hash.
 type chunk struct {
 	off    int64
 	data   []byte
-	onDisk bool              // read from there, so not to be written
-	states map[string][]byte // hash states after it, if a checkpoint is due
+	onDisk bool // read from there, so not to be written
 }
 
-// round goes through the file once: read → hash → write, each a goroutine, so
-// that on two cores the network, the hashing and the disk overlap. The channels
-// hold a whole ring each, so only the reader ever waits, for a free buffer.
+// round goes through the file once, in order and from one mirror at a time, or
+// each block on a way of its own.
 func (d *download) round(ctx context.Context) error {
 	h, err := newHashes(d.Hashes)
 	if err != nil {
 		return err
 	}
-	start := d.part.load(&d.Request, h)
+	pr := d.part.load(&d.Request, h)
+	if d.spreads(pr) {
+		return d.spread(ctx, pr, h)
+	}
+	return d.stream(ctx, pr, h)
+}
+
+// stream is a round in order: read → write → hash, each a goroutine, so that on
+// two cores the network, the disk and the hashing overlap. The channels hold a
+// whole ring each, so only the reader ever waits, for a free buffer. It never
+// has more than two blocks that are not written yet, which is what a killed
+// process loses.
+func (d *download) stream(ctx context.Context, pr progress, h *hashes) error {
+	start := pr.Verified
+	var err error
+	d.loose = start
+	if d.Blocks == nil {
+		if d.loose, err = d.part.loose(&d.Request, pr); err != nil {
+			return err
+		}
+	}
 	d.res.Resumed = start
+	note := func(verified int64, states map[string][]byte) error {
+		pr := progress{Verified: verified, States: states}
+		if d.Blocks == nil {
+			pr.Boot, _ = boot.ID()
+		}
+		return d.part.save(&d.Request, pr)
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	if start > 0 {
@@ -50,43 +76,48 @@ func (d *download) round(ctx context.Context) error {
 	for range int(min(ring, max(1, layout.BlockCount(d.Length-start)))) {
 		free <- nil // made on first use: a small file needs few
 	}
-	toHash, toDisk := make(chan chunk, ring), make(chan chunk, ring)
-	due := make(chan chunk, 1) // for the checkpoint
-	var saving atomic.Bool     // a checkpoint is on its way
+	unwritten := make(chan struct{}, 2)
+	toDisk, toHash := make(chan chunk, ring), make(chan chunk, ring)
+	type checkpoint struct {
+		at     int64
+		states map[string][]byte
+	}
+	due := make(chan checkpoint, 1)
+	var saving atomic.Bool // a checkpoint is on its way
 
 	// An error of the reader does not cancel the rest: what came is kept.
 	var readErr error
 	g.Go(func() error {
-		defer close(toHash)
-		rd := &reader{download: d, free: free, out: toHash, off: start}
+		defer close(toDisk)
+		rd := &reader{download: d, free: free, unwritten: unwritten, out: toDisk, off: start}
 		readErr = rd.run(gctx)
 		return nil
 	})
 	g.Go(func() error {
-		defer close(toDisk)
-		saved, last := start, time.Now()
-		for c := range toHash {
-			h.write(c.data)
-			if end := c.off + int64(len(c.data)); end-saved >= checkpointBytes || time.Since(last) >= checkpointEvery {
-				if saving.CompareAndSwap(false, true) {
-					c.states = h.state()
-					saved, last = end, time.Now()
+		defer close(toHash)
+		for c := range toDisk {
+			if !c.onDisk {
+				if err := d.write(c.data, c.off); err != nil {
+					return err
 				}
 			}
-			toDisk <- c
+			<-unwritten
+			toHash <- c
 		}
 		return nil
 	})
-	written := start
+	done := start
 	g.Go(func() error {
 		defer close(due)
-		for c := range toDisk {
-			if err := d.write(c); err != nil {
-				return err
-			}
-			written = c.off + int64(len(c.data))
-			if c.states != nil {
-				due <- chunk{off: written, states: c.states}
+		saved, last := start, time.Now()
+		for c := range toHash {
+			h.write(c.data)
+			done = c.off + int64(len(c.data))
+			if done-saved >= checkpointBytes || time.Since(last) >= checkpointEvery {
+				if saving.CompareAndSwap(false, true) {
+					due <- checkpoint{done, h.state()}
+					saved, last = done, time.Now()
+				}
 			}
 			free <- c.data[:0]
 		}
@@ -94,7 +125,7 @@ func (d *download) round(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		for c := range due {
-			if err := d.part.save(&d.Request, c.off, c.states); err != nil {
+			if err := note(c.at, c.states); err != nil {
 				return err
 			}
 			saving.Store(false)
@@ -108,8 +139,8 @@ func (d *download) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if written > start && !discard(readErr) {
-		if err := d.part.save(&d.Request, written, h.state()); err != nil {
+	if done > start && !discard(readErr) {
+		if err := note(done, h.state()); err != nil {
 			return err
 		}
 	}
@@ -120,12 +151,8 @@ func (d *download) round(ctx context.Context) error {
 // for large fresh pages, which costs twice the time of filling them.
 const writePiece = 256 << 10
 
-func (d *download) write(c chunk) error {
-	if c.onDisk {
-		return nil
-	}
-	off := c.off
-	for p := range slices.Chunk(c.data, writePiece) {
+func (d *download) write(data []byte, off int64) error {
+	for p := range slices.Chunk(data, writePiece) {
 		n, err := d.part.file.WriteAt(p, off)
 		if err != nil {
 			return err

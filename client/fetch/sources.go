@@ -19,7 +19,7 @@ import (
 )
 
 // sources are the mirrors of one object and how each behaved so far. One
-// goroutine uses them.
+// goroutine uses them at a time.
 type sources struct {
 	opt  *Options
 	list []*source // best first
@@ -38,6 +38,12 @@ type source struct {
 
 	bytes int64         // of the bodies of its answers
 	took  time.Duration // that they took to come
+
+	// Where several are asked at once:
+	busy    bool          // it is being asked
+	whole   bool          // it gives whole files only
+	rate    float64       // bytes per second, of late; 0: not known
+	reached map[int64]int // how much it sent of some blocks
 }
 
 func (o *Options) sources(urls []string) *sources {
@@ -200,7 +206,11 @@ func statusError(resp *http.Response) error {
 	if resp.StatusCode == http.StatusUnauthorized {
 		err = fmt.Errorf("%s: it lets in only who shows a token or a certificate: %w", resp.Status, tuf.ErrOffline)
 	}
-	if wait, ok := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
+	now, perr := http.ParseTime(resp.Header.Get("Date"))
+	if perr != nil { // its clock, if it says: ours may be wrong
+		now = time.Now()
+	}
+	if wait, ok := parseRetryAfter(resp.Header.Get("Retry-After"), now); ok {
 		return &retryAfter{err, wait}
 	}
 	return err
