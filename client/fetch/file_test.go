@@ -125,7 +125,7 @@ func TestBadMirrorIsLeftAfterOneBlock(t *testing.T) {
 	bad, fine := newMirror(t, flipped(o, mib+1)), newMirror(t, good(o))
 	r := request(t, o, bad.url, fine.url)
 	r.Blocks = o.blocks
-	res, err := fetch.New(quick).File(t.Context(), r)
+	res, err := fetch.New(patient).File(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestBadBlocksOnAFastLine(t *testing.T) {
 	bad, fine := newMirror(t, good(wrong)), newMirror(t, good(o))
 	r := request(t, o, bad.url, fine.url)
 	r.Blocks = o.blocks
-	res, err := fetch.New(quick).File(t.Context(), r)
+	res, err := fetch.New(patient).File(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,12 +165,12 @@ func TestBadBlocksOnAFastLine(t *testing.T) {
 
 	r = request(t, o, bad.url)
 	r.Blocks = o.blocks
-	if _, err := fetch.New(quick).File(t.Context(), r); !errors.Is(err, fetch.ErrCorrupt) {
+	if _, err := fetch.New(patient).File(t.Context(), r); !errors.Is(err, fetch.ErrCorrupt) {
 		t.Errorf("error %v", err)
 	}
 	wantFiles(t, r, "file.part", "file.part.json")
 	r.URLs = []string{fine.url}
-	if res, err = fetch.New(quick).File(t.Context(), r); err != nil {
+	if res, err = fetch.New(patient).File(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	want(t, r, o)
@@ -196,7 +196,7 @@ func TestServerWithoutRanges(t *testing.T) {
 		if blocks {
 			r.Blocks = o.blocks
 		}
-		if _, err := fetch.New(quick).File(t.Context(), r); err != nil {
+		if _, err := fetch.New(patient).File(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 		want(t, r, o)
@@ -219,7 +219,7 @@ func TestMixtureIsTakenApart(t *testing.T) {
 	})
 	fine := newMirror(t, good(o))
 	r := request(t, o, bad.url, fine.url)
-	if _, err := fetch.New(quick).File(t.Context(), r); err != nil {
+	if _, err := fetch.New(patient).File(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	want(t, r, o)
@@ -233,14 +233,14 @@ func TestResume(t *testing.T) {
 			if blocks {
 				r.Blocks = o.blocks
 			}
-			if _, err := fetch.New(quick).File(t.Context(), r); !errors.Is(err, tuf.ErrOffline) {
+			if _, err := fetch.New(patient).File(t.Context(), r); !errors.Is(err, tuf.ErrOffline) {
 				t.Fatal(err)
 			}
 			wantFiles(t, r, "file.part", "file.part.json")
 
 			fine := newMirror(t, good(o))
 			r.URLs = []string{fine.url}
-			res, err := fetch.New(quick).File(t.Context(), r)
+			res, err := fetch.New(patient).File(t.Context(), r)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -301,14 +301,14 @@ func TestDamagedPartialFile(t *testing.T) {
 				if blocks {
 					r.Blocks = o.blocks
 				}
-				if _, err := fetch.New(quick).File(t.Context(), r); err == nil {
+				if _, err := fetch.New(patient).File(t.Context(), r); err == nil {
 					t.Fatal("the mirror was cut")
 				}
 				if err := damage(r.Dest); err != nil {
 					t.Fatal(err)
 				}
 				r.URLs = []string{newMirror(t, good(o)).url}
-				if _, err := fetch.New(quick).File(t.Context(), r); err != nil {
+				if _, err := fetch.New(patient).File(t.Context(), r); err != nil {
 					t.Fatal(err)
 				}
 				want(t, r, o)
@@ -326,7 +326,7 @@ func TestUnnotedBlocksAreUsed(t *testing.T) {
 	if err := os.WriteFile(r.Dest+".part", o.data[:4*mib+5], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	res, err := fetch.New(quick).File(t.Context(), r)
+	res, err := fetch.New(patient).File(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +361,7 @@ func TestReuse(t *testing.T) {
 		if err := os.WriteFile(r.Dest, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		res, err := fetch.New(quick).File(t.Context(), r)
+		res, err := fetch.New(patient).File(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
 		}
