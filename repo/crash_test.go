@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,6 +78,84 @@ func TestCrashedInitIsFinished(t *testing.T) {
 	}
 }
 
+// TestCrashWhileOthersSign kills whoever stages, signs or publishes a change that
+// waits for signatures. Whatever the moment: clients see a whole, valid state, a
+// change is there as a whole or not at all, and doing it again gets through.
+func TestCrashWhileOthersSign(t *testing.T) { onEachStore(t, crashWhileOthersSign) }
+
+func crashWhileOthersSign(t *testing.T, f *fixture) {
+	staging := repo.Open(f.store, repo.Config{Keys: f.keys.without("product-hello"), Pending: repo.WaitAlways})
+	stage := func(version string) string {
+		t.Helper()
+		_, change, err := staging.AddPatch(t.Context(), newPatch(version), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return change.Pending.ID
+	}
+	for _, op := range []string{"stage", "sign", "publish"} {
+		killed := 0
+		for n := 1; ; n++ {
+			version := fmt.Sprintf("%s.%d", op, n)
+			job, id := version, ""
+			if op != "stage" {
+				id = stage(version)
+				job = id
+			}
+			if op == "publish" {
+				signPending(t, f.repo, id)
+			}
+			died := crash(t, f, op, job, n)
+			f.mustVerify(t)
+			list, err := f.repo.Pendings(t.Context(), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range list {
+				if p.State == repo.PendingBad {
+					t.Errorf("%s, killed at moment %d: %v", op, n, p.Why)
+				}
+			}
+			if op == "stage" {
+				id = stage(version)
+			}
+			if p, err := f.repo.Pending(t.Context(), id); err != nil {
+				t.Fatal(err)
+			} else if p.State == repo.PendingWaiting {
+				signPending(t, f.repo, id)
+			}
+			if _, err := f.repo.PublishPending(t.Context(), id, false); err != nil && !errors.Is(err, repo.ErrExists) {
+				t.Errorf("%s, killed at moment %d: %v", op, n, err)
+			}
+			if p, err := f.repo.Pending(t.Context(), id); err != nil || p.State != repo.PendingPublished || p.Closed == nil {
+				t.Errorf("%s, killed at moment %d: %+v, %v", op, n, p, err)
+			}
+			if _, err := f.repo.PatchVersion(t.Context(), "hello", version); err != nil {
+				t.Errorf("%s, killed at moment %d: %v", op, n, err)
+			}
+			if !died {
+				break
+			}
+			killed++
+		}
+		if least := map[string]int{"stage": 6, "sign": 2, "publish": 8}[op]; killed < least {
+			t.Errorf("%s was killed at %d moments only", op, killed)
+		}
+	}
+	f.mustVerify(t)
+}
+
+func signPending(t *testing.T, r *repo.Repository, id string) {
+	t.Helper()
+	p, err := r.Pending(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.SignPending(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // crash runs an operation in a process that kills itself at the n-th moment. It
 // reports whether it died, rather than got through.
 func crash(t *testing.T, f *fixture, op, version string, n int) bool {
@@ -136,10 +215,18 @@ func TestCrashChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := repo.Open(&mortal{Store: s, left: moment}, repo.Config{Keys: keys.find})
-	if job[0] == "init" {
+	switch job[0] {
+	case "init":
 		_, err = r.Init(t.Context(), cfg)
-	} else {
+	case "add":
 		_, _, err = r.AddPatch(t.Context(), newPatch(job[1]), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
+	case "stage":
+		waiting := repo.Open(&mortal{Store: s, left: moment}, repo.Config{Keys: keys.find, Pending: repo.WaitAlways})
+		_, _, err = waiting.AddPatch(t.Context(), newPatch(job[1]), "hello.bin", strings.NewReader("two"), 3, repo.AddOptions{})
+	case "sign":
+		signPending(t, r, job[1])
+	case "publish":
+		_, err = r.PublishPending(t.Context(), job[1], false)
 	}
 	if err != nil {
 		t.Fatal(err)

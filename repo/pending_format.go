@@ -75,7 +75,7 @@ func (c *descriptor) makeID() (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256(data)
-	return c.Created.UTC().Format("20060102") + "-" + hex.EncodeToString(sum[:10]), nil
+	return c.Created.UTC().Format("20060102") + "-" + hex.EncodeToString(sum[:16]), nil
 }
 
 func parseDescriptor(data []byte, id string) (*descriptor, error) {

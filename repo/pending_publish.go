@@ -37,6 +37,9 @@ func (r *Repository) SignPending(ctx context.Context, p *Pending) ([]PendingSign
 	var sigs []made
 	for _, st := range p.Roles {
 		part := p.parts[st.Role]
+		if part == nil {
+			return nil, fmt.Errorf("change %s was listed, not read", p.ID)
+		}
 		some, _, err := signPayload(ctx, part.payload, st.Role, st.Unsigned, st.Missing, r.keys)
 		if err != nil {
 			return nil, err

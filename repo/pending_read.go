@@ -29,7 +29,8 @@ func (r *Repository) Pending(ctx context.Context, id string) (*Pending, error) {
 }
 
 // Pendings lists the waiting changes, oldest first, and those that are closed
-// too if asked for. One that is bad is listed as such.
+// too if asked for. One that is bad is listed as such. To sign one, read it with
+// Pending.
 func (r *Repository) Pendings(ctx context.Context, closed bool) ([]*Pending, error) {
 	base, err := r.load(ctx)
 	if err != nil {
@@ -63,6 +64,7 @@ func (r *Repository) Pendings(ctx context.Context, closed bool) ([]*Pending, err
 			return nil, err
 		}
 		if closed || p.Closed == nil && p.State != PendingPublished {
+			p.draft, p.parts = nil, nil // they may be large, and many
 			list = append(list, p)
 		}
 	}
@@ -78,6 +80,9 @@ func (r *Repository) pendingOn(ctx context.Context, base *state, id string) (*Pe
 	}
 	if err := p.judge(ctx); err != nil {
 		return nil, err
+	}
+	if !p.Compared.Expires.After(r.now()) {
+		p.Notes = append(p.Notes, "what this is compared with has expired: something newer may be published")
 	}
 	words, err := p.draft.describe(ctx)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"github.com/patchkeep/patchkeep/repo"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
@@ -230,4 +232,60 @@ func TestTwoRebasesAtOnce(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Rebased != late.ID {
 		t.Errorf("Pendings = %+v, %v", list, err)
 	}
+}
+
+// TestRotatedKeys takes an officer's key away while a change waits that is
+// signed with it.
+func TestRotatedKeys(t *testing.T) {
+	c := newCouncil(t, t.TempDir())
+	anna, ben, carl, dora := c.officers[0], c.officers[1], c.officers[2], c.keys.add(t, "dora")
+	p := c.start(t, "1.0", carl)
+	file := c.export(t, p.ID)
+	c.sign(t, p.ID, anna)
+	if got := c.get(t, p.ID); got.State != repo.PendingReady {
+		t.Fatalf("before: %+v", got)
+	}
+	err := c.repo.EditTargets(t.Context(), func(targets *metadata.TargetsType) {
+		key, err := metadata.KeyFromPublicKey(dora.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		targets.Delegations.Keys[dora.id] = key
+		for i := range targets.Delegations.Roles {
+			if r := &targets.Delegations.Roles[i]; r.Name == "ring-servers" {
+				r.KeyIDs = []string{anna.id, ben.id, dora.id}
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.get(t, p.ID)
+	if got.State != repo.PendingStale || !strings.Contains(got.Why[0], "has other keys") || !slices.Equal(got.Roles[0].Signed, []string{anna.id}) ||
+		len(got.Notes) != 1 || !strings.Contains(got.Notes[0], "the signature of key "+carl.id[:8]+" no longer counts") {
+		t.Errorf("after: %+v", got)
+	}
+	if _, err := c.online().PublishPending(t.Context(), p.ID, false); !errors.Is(err, repo.ErrStale) {
+		t.Errorf("PublishPending = %v, want ErrStale", err)
+	}
+	next := c.rebase(t, p.ID)
+	if next.Roles[0].SHA256 != p.Roles[0].SHA256 || !slices.Equal(next.Roles[0].Signed, []string{anna.id}) {
+		t.Errorf("RebasePending = %+v", next)
+	}
+	if _, err := c.as(carl).SignPending(t.Context(), next); !errors.Is(err, repo.ErrKeys) {
+		t.Errorf("the old key signs: %v, want ErrKeys", err)
+	}
+	if sigs, _, err := signFile(t, file, c.root(t), ben); err != nil {
+		t.Error(err) // that machine does not know better
+	} else if _, err := c.importFile(t, sigs); !errors.Is(err, repo.ErrClosed) {
+		t.Errorf("ImportPending = %v, want ErrClosed", err)
+	}
+	c.sign(t, next.ID, dora)
+	if _, err := c.online().PublishPending(t.Context(), next.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if !c.approved(t, "1.0") {
+		t.Error("it is not published")
+	}
+	c.mustVerify(t)
 }

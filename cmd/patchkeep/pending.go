@@ -50,8 +50,8 @@ signatures than whoever made them holds. Others read them with pending show, add
 their signatures with sign, and whoever has the keys of snapshot and timestamp
 publishes them once they are complete.`
 	cmd.Example = `  patchkeep pending
-  patchkeep pending show 20261124-6f1d3c0a9be2447a1c05
-  patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05`
+  patchkeep pending show 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10
+  patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10`
 	list := newPendingList(a)
 	cmd.AddCommand(list, newPendingShow(a), newPendingRebase(a), newPendingAbandon(a))
 	return cmd
@@ -130,7 +130,7 @@ func newPendingShow(a *app) *cobra.Command {
 		Short: "Say in words what a change does, who has signed it and who is missing",
 		Long: `show reads the metadata that is to be signed and compares it with what is
 published now. What it says comes from there, not from whoever made the change.`,
-		Example:           `  patchkeep pending show 20261124-6f1d3c0a9be2447a1c05`,
+		Example:           `  patchkeep pending show 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10`,
 		Args:              oneID,
 		ValidArgsFunction: a.completeIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -267,7 +267,7 @@ func newPendingAbandon(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "abandon ID",
 		Short:             "Give a change up: nobody signs or publishes it any more",
-		Example:           `  patchkeep pending abandon 20261124-6f1d3c0a9be2447a1c05 --reason "1.1 comes instead"`,
+		Example:           `  patchkeep pending abandon 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10 --reason "1.1 comes instead"`,
 		Args:              oneID,
 		ValidArgsFunction: a.completeIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -296,7 +296,7 @@ func newPendingRebase(a *app) *cobra.Command {
 		Long: `rebase makes a new change that does to what is published now what the stale one
 did to what was published when it was made. Roles that still fit keep their
 signatures; the others are to be read and signed again, by you too.`,
-		Example:           `  patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05`,
+		Example:           `  patchkeep pending rebase 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10`,
 		Args:              oneID,
 		ValidArgsFunction: a.completeIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -321,7 +321,7 @@ func newPublish(a *app) *cobra.Command {
 		Short: "Publish a change that has all its signatures",
 		Long: `publish brings a waiting change to the machines. It needs the keys of snapshot
 and timestamp. It can be run again after it was cut off.`,
-		Example:           `  patchkeep publish 20261124-6f1d3c0a9be2447a1c05`,
+		Example:           `  patchkeep publish 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10`,
 		Args:              oneID,
 		ValidArgsFunction: a.completeIDs,
 	}

@@ -23,8 +23,8 @@ func newExport(a *app) *cobra.Command {
 		Long: `export writes a change, and all that it takes to verify and to read it, to one
 file. On a machine without network: patchkeep sign --file FILE --root root.json.
 The file holds nothing secret, and nobody has to trust it.`,
-		Example: `  patchkeep export 20261124-6f1d3c0a9be2447a1c05 > change.json
-  patchkeep export 20261124-6f1d3c0a9be2447a1c05 --output /media/stick/change.json`,
+		Example: `  patchkeep export 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10 > change.json
+  patchkeep export 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10 --output /media/stick/change.json`,
 		Args:              oneID,
 		ValidArgsFunction: a.completeIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {

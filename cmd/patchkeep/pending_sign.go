@@ -44,7 +44,7 @@ at hand that it waits for. It signs exactly the bytes that it has put into words
 With --file it does so on a machine without network: it reads a file that export
 has made, verifies all of it from the pinned root on, and writes the signatures
 to a small file for import.`,
-		Example: `  patchkeep sign 20261124-6f1d3c0a9be2447a1c05 --keys ./anna
+		Example: `  patchkeep sign 20261124-6f1d3c0a9be2447a1c05d8e27b3a9f10 --keys ./anna
   patchkeep sign --file change.json --root root.json --keys ./anna --output anna.json`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if in.file != "" {
