@@ -4,6 +4,8 @@ import (
 	"crypto"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -316,4 +318,58 @@ func TestStartForAFurtherPlatform(t *testing.T) {
 	if len(s.Entries) != 2 || s.Entries[0].Steps[0].Percent != 1000 || s.Entries[1].Steps[0].Percent != 2000 {
 		t.Errorf("%+v", s.Entries)
 	}
+}
+
+// What somebody edits in the store by hand, without the keys, is found, and
+// nothing is built on it.
+func TestEditedByHandIsFound(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	set := func(p *rollout.Policy) error { p.After, p.Soak = "users", 86400; return nil }
+	if _, err := f.repo.SetPolicy(ctx, "servers", set, false); err != nil {
+		t.Fatal(err)
+	}
+	pub := f.add(t, "1.0", []byte("one"))
+	f.start(t, "1.0", "users", "10%@0h,99%@24h")
+	f.mustVerify(t)
+	for name, edit := range map[string]struct{ pattern, old, new string }{
+		"steps of a plan":         {"targets/rings/users/*.plan.json", `"percent":10`, `"percent":90`},
+		"content in a plan":       {"targets/rings/users/*.plan.json", pub.SHA256, strings.Repeat("ab", 32)},
+		"the plan a ring signs":   {"metadata/2.ring-users.json", `"sha256":"`, `"sha256":"00`},
+		"the policy of a ring":    {"metadata/2.targets.json", `"soak":86400`, `"soak":0`},
+		"the threshold of a ring": {"metadata/2.targets.json", `"threshold":1`, `"threshold":0`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files, err := filepath.Glob(filepath.Join(f.dir, edit.pattern))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for _, file := range files {
+				before, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				after := strings.Replace(string(before), edit.old, edit.new, 1)
+				if after == string(before) {
+					continue
+				}
+				found = true
+				if err := os.WriteFile(file, []byte(after), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				defer os.WriteFile(file, before, 0o644)
+			}
+			if !found {
+				t.Fatalf("%s: nothing to edit in %q", edit.old, files)
+			}
+			if report := f.verify(t); !errors.Is(report.Err(), repo.ErrFaults) {
+				t.Errorf("Verify found nothing: %+v", report)
+			}
+			if _, err := f.repo.Pause(ctx, "hello", "1.0", "users", "r", false); !errors.Is(err, repo.ErrNotTrusted) {
+				t.Errorf("Pause on top of it = %v, want ErrNotTrusted", err)
+			}
+		})
+	}
+	f.mustVerify(t)
 }
