@@ -117,7 +117,7 @@ func (c *descriptor) check(id string) error {
 			return fmt.Errorf("role %s stands twice", r.Role)
 		case r.Role == layout.RoleRoot, r.Role == layout.RoleSnapshot, r.Role == layout.RoleTimestamp:
 			return fmt.Errorf("role %s cannot wait for signatures", r.Role)
-		case r.From < 0 || r.To <= r.From:
+		case r.From < 0 || r.To <= r.From || r.To-r.From > maxSkips: // no fast-forward
 			return fmt.Errorf("role %s goes from version %d to %d", r.Role, r.From, r.To)
 		case !layout.IsSHA256(r.SHA256):
 			return fmt.Errorf("role %s has no sha256", r.Role)

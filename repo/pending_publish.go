@@ -93,7 +93,7 @@ func (r *Repository) PublishPending(ctx context.Context, id string, dryRun bool)
 	change, err := r.onNewest(ctx, func(base *state) (*draft, bool, error) {
 		d, err := r.signedDraft(ctx, base, id)
 		if err == nil && dryRun {
-			d.planSigned()
+			err = d.planSigned(ctx)
 		}
 		return d, !dryRun, err
 	})
@@ -170,11 +170,17 @@ func (p *Pending) contents(ctx context.Context) error {
 }
 
 // planSigned fills in the result of a dry run.
-func (d *draft) planSigned() {
+func (d *draft) planSigned(ctx context.Context) error {
 	d.result.DryRun, d.result.Attempts = true, 1
 	for _, role := range d.edited() {
-		d.result.Roles = append(d.result.Roles, d.signed[role].change())
+		change := d.signed[role].change()
+		var err error
+		if change.Targets, err = d.changes(ctx, role); err != nil {
+			return err
+		}
+		d.result.Roles = append(d.result.Roles, change)
 	}
+	return nil
 }
 
 func (part *pendingPart) change() RoleChange {

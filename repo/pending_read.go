@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
@@ -83,6 +84,12 @@ func (r *Repository) pendingOn(ctx context.Context, base *state, id string) (*Pe
 	}
 	if !p.Compared.Expires.After(r.now()) {
 		p.Notes = append(p.Notes, "what this is compared with has expired: something newer may be published")
+	}
+	for _, st := range p.Roles {
+		life := roleLifetime(st.Role, p.parts[st.Role].md.Signed.UnrecognizedFields)
+		if st.Expires.Sub(r.now()) > life+24*time.Hour {
+			p.Notes = append(p.Notes, fmt.Sprintf("ATTENTION: role %s would be valid until %s, which is longer than its lifetime of %s", st.Role, st.Expires.Format(time.RFC3339), life))
+		}
 	}
 	words, err := p.draft.describe(ctx)
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"github.com/patchkeep/patchkeep/repo"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -365,6 +367,62 @@ func TestTamperedChange(t *testing.T) {
 			}
 			if _, err := c.as().AbandonPending(t.Context(), p.ID, "tampered with"); err != nil {
 				t.Errorf("AbandonPending = %v", err)
+			}
+			c.mustVerify(t)
+		})
+	}
+}
+
+// TestHostileChange is about changes that are well formed, made by someone who
+// wants them signed unread.
+func TestHostileChange(t *testing.T) {
+	const plan = "rings/servers/plan.json"
+	for _, tt := range []struct {
+		name  string
+		alter func(s *metadata.TargetsType)
+		says  string // "": it is refused
+	}{
+		{"far version", func(s *metadata.TargetsType) { s.Version += 5000 }, ""},
+		{"far expiry", func(s *metadata.TargetsType) { s.Expires = s.Expires.AddDate(50, 0, 0) }, "ATTENTION: role ring-servers would be valid until 207"},
+		{"hidden field of a target", func(s *metadata.TargetsType) {
+			s.Targets[plan].UnrecognizedFields = map[string]any{"x": "y"}
+		}, `entry of rings/servers/plan.json
+    x = "y"`},
+		{"hidden field of the role", func(s *metadata.TargetsType) { s.UnrecognizedFields["x"] = map[string]any{"y": 1} }, "ring-servers: field x.y = 1"},
+		{"other specification", func(s *metadata.TargetsType) { s.SpecVersion = "1.99" }, `ring-servers: field spec_version = "1.99"`},
+		{"delegation of its own", func(s *metadata.TargetsType) {
+			s.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}, Roles: []metadata.DelegatedRole{{Name: "evil", Threshold: 1, Paths: []string{"*"}}}}
+		}, "ring-servers: new role evil: 1 of 0 signatures, speaks for *"},
+		{"document that is nowhere", func(s *metadata.TargetsType) {
+			s.Targets["rings/servers/changes/x.json"] = &metadata.TargetFiles{Length: 7, Hashes: metadata.Hashes{"sha256": make([]byte, 32)}}
+		}, ""},
+		{"plan that is nowhere", func(s *metadata.TargetsType) { s.Targets[plan].Hashes["sha256"][0] ^= 1 }, ""},
+		{"plan taken away", func(s *metadata.TargetsType) { delete(s.Targets, plan) }, "ring servers: REMOVES rings/servers/plan.json"},
+		{"large file", func(s *metadata.TargetsType) {
+			s.Targets["rings/servers/big"] = &metadata.TargetFiles{Length: 5 << 20, Hashes: metadata.Hashes{"sha256": make([]byte, 32)}}
+		}, "ring-servers: adds rings/servers/big, 5242880 bytes, sha256 0000"},
+		{"path that steers the terminal", func(s *metadata.TargetsType) {
+			s.Targets["rings/servers/a\u202eb"] = &metadata.TargetFiles{Length: 5 << 20, Hashes: metadata.Hashes{"sha256": make([]byte, 32)}}
+		}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCouncil(t, t.TempDir())
+			id, err := c.as().StageAltered(t.Context(), c.start(t, "1.0", c.officers[0]).ID, tt.alter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := c.as().Pending(t.Context(), id)
+			if tt.says == "" {
+				if !errors.Is(err, repo.ErrBadPending) {
+					t.Errorf("Pending = %v, want ErrBadPending", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if words := strings.Join(append(p.Roles[0].Words, p.Notes...), "\n"); !strings.Contains(words, tt.says) {
+				t.Errorf("it does not say %q:\n%s", tt.says, words)
 			}
 			c.mustVerify(t)
 		})

@@ -80,7 +80,7 @@ func (w *wording) all(ctx context.Context) error {
 	slices.Sort(paths)
 	for _, path := range paths {
 		before, after := w.before.Targets[path], w.after.Targets[path]
-		if before != nil && after != nil && (before == after || before.Equal(*after) && sameCustom(before, after)) {
+		if before == after || sameTarget(before, after) {
 			continue
 		}
 		if err := w.target(ctx, path, before, after); err != nil {
@@ -110,6 +110,9 @@ func (w *wording) rest() error {
 // delegations, nor said beside the words: version, expiry, time of signing.
 func others(t *metadata.TargetsType) map[string]any {
 	fields := make(map[string]any)
+	if t.Type != "" && t.SpecVersion != metadata.SPECIFICATION_VERSION {
+		fields["spec_version"] = t.SpecVersion
+	}
 	for name, value := range t.UnrecognizedFields {
 		if name != tuf.SignedAtField {
 			fields[name] = value
@@ -152,7 +155,7 @@ func (w *wording) document(ctx context.Context, path string, before, after *meta
 	check func([]byte) error, words func(old, new map[string]any) error,
 ) error {
 	if after == nil {
-		w.say("%s: REMOVES %s", w.role, path)
+		w.say("%s: REMOVES %s", strings.Replace(w.role, "ring-", "ring ", 1), path)
 		return nil
 	}
 	oldData, err := w.content(ctx, path, before, limit)

@@ -49,7 +49,7 @@ The file holds nothing secret, and nobody has to trust it.`,
 
 func newImport(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "import FILE",
+		Use:   "import FILE|-",
 		Short: "Bring signatures, or a whole change, from a file into the repository",
 		Long: `import takes the signatures that sign --file has written, or a change that export
 has written elsewhere. All of it is verified before anything is written; a file
@@ -59,7 +59,7 @@ with one signature that does not count is refused as a whole.`,
 	}
 	dryRun := cmd.Flags().Bool("dry-run", false, "verify the file, and write nothing")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		b, err := readBundle(args[0])
+		b, err := readBundle(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -97,7 +97,11 @@ func printImported(w io.Writer, in *repo.Imported) error {
 	return printSigned(w, &signed{Change: p})
 }
 
-func readBundle(name string) (*repo.Bundle, error) {
+// readBundle reads a file; "-" is stdin.
+func readBundle(cmd *cobra.Command, name string) (*repo.Bundle, error) {
+	if name == "-" {
+		return repo.ReadBundle(bufio.NewReader(cmd.InOrStdin()))
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err

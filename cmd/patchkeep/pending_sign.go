@@ -117,7 +117,7 @@ func (in *signCommand) offline(cmd *cobra.Command) error {
 	if _, err := os.Lstat(in.output); err == nil && !*in.dryRun {
 		return fmt.Errorf("write signatures: %s: %w", in.output, fs.ErrExist)
 	}
-	b, err := readBundle(in.file)
+	b, err := readBundle(cmd, in.file)
 	if err != nil {
 		return err
 	}
