@@ -27,6 +27,7 @@
 //	halts.json      every halt ever seen seen.json     when patches were first seen
 //	installed.json  what was installed   report.json   the last check
 //	install/        logs of installers   agent.lock
+//	looks.json      when it looked       reboots.json  that it asked for
 //
 // A file that a power cut damaged is set aside as <name>.damaged, and the agent
 // goes on; but not without its enrolment, nor if it cannot know any more what
@@ -43,6 +44,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -51,6 +53,7 @@ import (
 	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/internal/boot"
+	"github.com/patchkeep/patchkeep/client/internal/host"
 	"github.com/patchkeep/patchkeep/client/tuf"
 )
 
@@ -80,6 +83,13 @@ type Options struct {
 	BootID    func() (string, error) // names the time since the last boot; nil: asks the system
 	Progress  func(Progress)         // told at most some ten times a second; nil: none
 
+	Settings Settings // this machine's own wishes; zero: none
+
+	// What the system is asked for; nil: ask it. An error means that it does
+	// not tell.
+	Power   func(context.Context) (Power, error) // what feeds the machine
+	Metered func(context.Context) (bool, error)  // does the line cost by volume?
+
 	// MaxBases is how many bytes of installed files are kept, so that the next
 	// version needs only what changed. 0: 1 GiB; less: none.
 	MaxBases int64
@@ -96,6 +106,8 @@ type Agent struct {
 	opts   Options
 	config *Config
 	root   []byte
+
+	settings atomic.Pointer[Settings] // nil: those of opts
 }
 
 // Open reads the enrolment. ErrNotEnrolled if there is none.
@@ -110,6 +122,15 @@ func Open(opts Options) (*Agent, error) {
 	}
 	if opts.BootID == nil {
 		opts.BootID = boot.ID
+	}
+	if opts.Power == nil {
+		opts.Power = host.PowerNow
+	}
+	if opts.Metered == nil {
+		opts.Metered = host.Metered
+	}
+	if err := opts.Settings.Check(); err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
 	}
 	a := &Agent{opts: opts}
 	if a.config, err = readConfig(dir); err != nil {
@@ -170,6 +191,8 @@ type session struct {
 	installer *install.Installer
 	journal   *journal
 	retry     *ApplyOptions // what a person asked to try again; nil: nothing
+	ready     bool          // to install what is offered
+	asked     bool          // a person wants it now, whatever the settings say
 }
 
 // retries reports whether a person asked to try it again.
@@ -193,7 +216,7 @@ func (a *Agent) begin(ctx context.Context) (*session, error) {
 	s := &session{Agent: a, lock: lock, installer: a.installer(), journal: &journal{dir: a.path("patches"), now: a.opts.Now}}
 	cfg, err := a.config.connect(client.Config{
 		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers,
-		Fetch: a.opts.Fetch, HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now,
+		Fetch: a.opts.Fetch, HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now, RateLimit: a.rate(ctx),
 	})
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock())

@@ -24,6 +24,7 @@ type ApplyOptions struct {
 	Only   string // "<product>" or "<product>@<version>", with what that requires; "": all
 	DryRun bool   // download and install nothing
 	Retry  bool   // also what failed too often or does not apply by its installer's word
+	Now    bool   // whatever the settings of this machine hold back: its windows, battery, metered line
 }
 
 func (o *ApplyOptions) wants(product, version string) bool {
@@ -75,6 +76,7 @@ func (a *Agent) Apply(ctx context.Context, o ApplyOptions) (*Result, error) {
 		return res, err
 	}
 	defer s.end()
+	s.ready, s.asked = !o.DryRun, o.Now
 	if o.Retry {
 		s.retry = &o
 	}

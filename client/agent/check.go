@@ -47,6 +47,11 @@ func (s *session) check(ctx context.Context) (*Report, error) {
 		}
 		return rep, trouble
 	}
+	if s.ready {
+		if err := s.noteLook(rep.Time); err != nil {
+			return nil, fmt.Errorf("note this look: %w", err)
+		}
+	}
 	if err := writeJSON(s.path(reportFile), rep); err != nil {
 		return nil, fmt.Errorf("keep report: %w", err)
 	}
@@ -62,7 +67,9 @@ func (a *Agent) lastReport(trouble error) *Report {
 	}
 	rep.Fresh, rep.Problem = false, trouble.Error()
 	for _, it := range rep.In(StateOffered) {
-		it.Trace = it.Trace[:max(0, len(it.Trace)-1)]
+		if i := slices.IndexFunc(it.Trace, func(c rollout.Check) bool { return c.Name == "fresh" }); i >= 0 {
+			it.Trace = it.Trace[:i]
+		}
 		it.no(StateStale, "fresh", staleWords(trouble))
 	}
 	return rep
@@ -77,6 +84,7 @@ type evaluation struct {
 	plan     *rollout.Plan
 	halts    []rollout.Halt
 	seen     map[string]time.Time
+	looked   []time.Time // see looks
 	known    map[string]install.Known
 	now      time.Time
 	found    map[string]string  // installed versions, by product
@@ -119,6 +127,9 @@ func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) 
 	if e.seen, err = s.firstSeen(e.plan, now); err != nil {
 		return nil, err
 	}
+	if e.looked, err = s.looks(now); err != nil {
+		return nil, err
+	}
 	if e.known, err = s.installed(); err != nil {
 		return nil, err
 	}
@@ -154,6 +165,7 @@ func (s *session) evaluate(ctx context.Context, trouble error) (*Report, error) 
 	if err := e.arrange(); err != nil {
 		return nil, err
 	}
+	e.hold(ctx)
 	return e.rep, nil
 }
 
@@ -198,15 +210,17 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 		return it, nil //nolint:nilerr // it is in the item
 	}
 	first := e.seen[entry.SHA256+" "+entry.Patch]
-	if entry.Deadline > 0 && !first.IsZero() {
-		it.Deadline = first.Add(time.Duration(entry.Deadline) * time.Second)
+	state := rollout.State{Plan: e.plan, Halts: e.halts, FirstSeen: first, Looks: e.looked}
+	if !e.asked {
+		set := e.Settings()
+		state.Windows, state.MissedWindow = set.Windows, set.MissedWindow
 	}
 	d := rollout.Decide(
 		rollout.Device{ID: e.config.MachineID, Ring: e.config.Ring},
-		rollout.State{Plan: e.plan, Halts: e.halts, FirstSeen: first},
+		state,
 		rollout.Candidate{Path: entry.Patch, SHA256: t.SHA256, Custom: custom, Product: p.Product}, e.now)
 	it.Trace = append(it.Trace, d.Trace...)
-	it.Overdue = d.Overdue
+	it.Deadline, it.Overdue, it.force, it.windows = d.Due, d.Overdue, d.Force, entry.Windows
 	if d.Install {
 		return it, nil
 	}
@@ -214,7 +228,7 @@ func (e *evaluation) signed(ctx context.Context, entry *rollout.Entry) (Item, er
 	switch last := d.Trace[len(d.Trace)-1].Name; last {
 	case "halt":
 		it.State = StateHalted
-	case "paused", "not-before", "step", "window":
+	case "paused", "not-before", "step", "window", "own-window":
 		it.State = StateWaiting
 	default:
 		it.State = StateRefused

@@ -50,6 +50,9 @@ type Item struct {
 	lacks []lack  // requirements that the machine does not fulfil
 	first []*Item // those of After
 	err   error   // behind a refusal
+
+	force   bool             // past deadline and grace
+	windows []rollout.Window // the plan's
 }
 
 // ID is "<product> <version>".

@@ -18,10 +18,12 @@ type Status struct {
 	Roles     map[string]tuf.RoleStatus `json:"roles"` // as verified last
 	Trusted   time.Time                 `json:"trusted_time,omitzero"`
 	LastCheck *Report                   `json:"last_check,omitempty"`
-	Installed map[string]install.Known  `json:"installed"` // by this agent
-	Pending   []Record                  `json:"pending"`   // under way, or waiting for a reboot
-	Reboot    bool                      `json:"reboot"`    // the machine must be rebooted
-	Damaged   []Damage                  `json:"damaged"`   // files of the state that could not be read
+	Installed map[string]install.Known  `json:"installed"`           // by this agent
+	Pending   []Record                  `json:"pending"`             // under way, or waiting for a reboot
+	Reboot    bool                      `json:"reboot"`              // the machine must be rebooted
+	Rebooting *Reboot                   `json:"rebooting,omitempty"` // what is announced
+	Settings  Settings                  `json:"settings"`
+	Damaged   []Damage                  `json:"damaged"` // files of the state that could not be read
 }
 
 // Status reads the state; it neither changes nor locks it.
@@ -34,7 +36,7 @@ func (a *Agent) Status() (*Status, error) {
 	}
 	defer c.Close()
 	ts := c.Status()
-	st := &Status{Dir: a.opts.Dir, Config: *a.config, Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}, Damaged: a.damaged()}
+	st := &Status{Dir: a.opts.Dir, Config: *a.config, Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}, Damaged: a.damaged(), Settings: a.Settings(), Rebooting: a.rebooting(a.opts.Now())}
 	// What is damaged is set aside by the next check, which holds the lock.
 	if err := readJSON(a.path(reportFile), &st.LastCheck); err != nil {
 		if !errors.Is(err, ErrDamaged) {

@@ -50,23 +50,23 @@ func (h *hours) look(opened time.Time, looks []time.Time, now time.Time) {
 
 // open asks whether a patch may be installed as far as these windows go.
 func (t *tracer) open(h *hours, overdue bool) bool {
-	what := "maintenance window"
+	one, many := "a maintenance window", "its maintenance windows"
 	if h.name == "own-window" {
-		what = "window of this machine's settings"
+		one, many = "a window of this machine's own", "this machine's own windows"
 	}
 	switch {
 	case len(h.windows) == 0:
 		t.yes(h.name).text("there is no window to wait for")
 	case h.in:
-		t.yes(h.name).text("now is a ").text(what)
+		t.yes(h.name).text("now is ").text(one)
 	case overdue:
-		t.yes(h.name).text("its deadline has passed, so no ").text(what).text(" holds it back any more")
+		t.yes(h.name).text("its deadline has passed, so ").text(many).text(" no longer hold it back")
 	case h.catchUp:
-		t.yes(h.name).text("this machine was away for the whole of the last ").text(what).text(", and may catch up at once")
+		t.yes(h.name).text("this machine was away for the whole of the last of ").text(many).text(", and may catch up at once")
 	case h.next.IsZero():
-		t.no(h.name).text("no ").text(what).text(" ever comes")
+		t.no(h.name).text("none of ").text(many).text(" ever begins")
 	default:
-		t.no(h.name).text("outside every ").text(what).text("; the next one begins at ").time(h.next)
+		t.no(h.name).text("outside ").text(many).text("; the next one begins at ").time(h.next)
 	}
 	return t.end()
 }
