@@ -477,7 +477,7 @@ func nameOf(e any) string {
 	case string:
 		return e
 	case map[string]any:
-		for _, field := range []string{"patch", "id", "url", "name"} {
+		for _, field := range []string{"patch", "id", "url", "name", "ring"} {
 			if s, ok := e[field].(string); ok && s != "" {
 				return s
 			}

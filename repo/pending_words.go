@@ -71,6 +71,9 @@ func (w *wording) all(ctx context.Context) error {
 	if err := w.delegations(); err != nil {
 		return err
 	}
+	if err := w.policies(); err != nil {
+		return err
+	}
 	paths := slices.Sorted(maps.Keys(w.before.Targets))
 	for path := range w.after.Targets {
 		if w.before.Targets[path] == nil {
@@ -114,7 +117,7 @@ func others(t *metadata.TargetsType) map[string]any {
 		fields["spec_version"] = t.SpecVersion
 	}
 	for name, value := range t.UnrecognizedFields {
-		if name != tuf.SignedAtField {
+		if name != tuf.SignedAtField && name != policiesField {
 			fields[name] = value
 		}
 	}
@@ -333,6 +336,9 @@ func (w *wording) plan(ctx context.Context, ring string, old, new map[string]any
 			w.detail(w.vouched(ctx, product, path, after))
 		}
 	}
+	if err := w.holds(ring, old["holds"], new["holds"]); err != nil {
+		return err
+	}
 	w.lifts(ring, old["lifts"], new["lifts"])
 	oldMin, newMin := asObject(old["minimum_safe"]), asObject(new["minimum_safe"])
 	for _, product := range unionKeys(oldMin, newMin) {
@@ -345,7 +351,78 @@ func (w *wording) plan(ctx context.Context, ring string, old, new map[string]any
 			w.say("ring %s: product %s must not fall below version %v (it was %v)", ring, product, after, before)
 		}
 	}
-	return w.otherFields("plan of ring "+ring, old, new, "entries", "lifts", "minimum_safe")
+	return w.otherFields("plan of ring "+ring, old, new, "entries", "holds", "lifts", "minimum_safe")
+}
+
+// holds says which patches the ring leaves as they are.
+func (w *wording) holds(ring string, old, new any) error {
+	was, is := entriesBy(old, "patch"), entriesBy(new, "patch")
+	for _, path := range unionKeys(was, is) {
+		a, err := flattened(was[path])
+		if err != nil {
+			return err
+		}
+		b, err := flattened(is[path])
+		if err != nil {
+			return err
+		}
+		lines := differences(a, b)
+		if len(lines) == 0 {
+			continue
+		}
+		product, version, platform, file, _ := layout.SplitPatchPath(path)
+		name := fmt.Sprintf("%s (%s)", patch.MakeID(product, version, platform), file)
+		if is[path] == nil {
+			w.say("ring %s: no longer says that it leaves %s as it is", ring, name)
+			continue
+		}
+		w.say("ring %s: leaves %s as it is for now: %v", ring, name, is[path]["reason"])
+		w.detail(lines...)
+	}
+	return nil
+}
+
+// policies says what is demanded of rings from now on.
+func (w *wording) policies() error {
+	if w.role != layout.RoleTargets {
+		return nil
+	}
+	var trees [2]map[string]any
+	for i, t := range []*metadata.TargetsType{w.before, w.after} {
+		if _, err := policiesOf(t); err != nil {
+			return fmt.Errorf("%w: %w", ErrBadPending, err)
+		}
+		data, err := json.Marshal(t.UnrecognizedFields[policiesField])
+		if err != nil {
+			return err
+		}
+		if string(data) == "null" {
+			data = nil
+		}
+		if trees[i], err = object(data); err != nil {
+			return fmt.Errorf("%w: policies: %w", ErrBadPending, err)
+		}
+	}
+	was, is := entriesBy(trees[0]["policies"], "ring"), entriesBy(trees[1]["policies"], "ring")
+	all, err := policiesOf(w.after)
+	if err != nil {
+		return err
+	}
+	for _, ring := range unionKeys(was, is) {
+		a, err := flattened(was[ring])
+		if err != nil {
+			return err
+		}
+		b, err := flattened(is[ring])
+		if err != nil {
+			return err
+		}
+		if lines := differences(a, b); len(lines) > 0 {
+			w.say("%s: policy of ring %s: %s", w.role, ring, all.Of(ring))
+			w.detail(lines...)
+		}
+	}
+	return w.otherFields("policies", trees[0], trees[1], "policies")
 }
 
 // vouched says what the product's role signed about an approved patch.
@@ -385,22 +462,35 @@ func (w *wording) vouched(ctx context.Context, product, path string, entry map[s
 // when says from when on how many machines take an approved patch.
 func when(entry map[string]any) string {
 	from, _ := entry["not_before"].(string)
+	pause := ""
+	if entry["paused"] == true {
+		pause = fmt.Sprintf("PAUSED (%v), else ", entry["paused_reason"])
+	}
+	if entry["expedite"] == true {
+		return fmt.Sprintf("%sALL of them at once from %s, past steps and windows: %v", pause, from, entry["expedite_reason"])
+	}
 	steps, _ := entry["steps"].([]any)
 	if len(steps) == 0 {
-		return "all of them from " + from
+		return pause + "all of them from " + from
 	}
 	parts := make([]string, 0, len(steps))
 	for _, s := range steps {
 		step := asObject(s)
 		at, _ := step["at"].(json.Number)
 		seconds, err := at.Int64()
-		if percent, ok := step["percent"].(json.Number); ok && err == nil && len(step) == 2 {
-			parts = append(parts, fmt.Sprintf("%s %% after %s", percent, time.Duration(seconds)*time.Second))
+		percent, ok := step["percent"].(json.Number)
+		ramp := step["ramp"] == true
+		if !ok || err != nil || len(step) != 2 && !(ramp && len(step) == 3) {
+			parts = append(parts, compact(s))
 			continue
 		}
-		parts = append(parts, compact(s))
+		words := fmt.Sprintf("%s %% after %s", percent, time.Duration(seconds)*time.Second)
+		if ramp {
+			words = "growing evenly to " + words
+		}
+		parts = append(parts, words)
 	}
-	return fmt.Sprintf("from %s: %s", from, strings.Join(parts, ", "))
+	return fmt.Sprintf("%sfrom %s: %s", pause, from, strings.Join(parts, ", "))
 }
 
 func (w *wording) lifts(ring string, old, new any) {

@@ -156,7 +156,7 @@ The new ring signs an empty plan, so its keys must be at hand too.`,
 		if err != nil {
 			return err
 		}
-		return printChange(cmd, published{Change: *change}, "ring "+args[0]+", "+policyWords(policy),
+		return printChange(cmd, published{Change: *change}, "ring "+args[0]+", "+policy.String(),
 			"patchkeep rollout start PRODUCT@VERSION --ring "+args[0])
 	}
 	return cmd
@@ -199,31 +199,9 @@ is. An empty value takes a demand back, as does --FLAG=false.`,
 		if err != nil {
 			return err
 		}
-		return printChange(cmd, published{Change: *change}, "ring "+args[0]+": "+policyWords(after))
+		return printChange(cmd, published{Change: *change}, "ring "+args[0]+": "+after.String())
 	}
 	return cmd
-}
-
-// policyWords says what a policy demands.
-func policyWords(p rollout.Policy) string {
-	var words []string
-	add := func(on bool, format string, args ...any) {
-		if on {
-			words = append(words, fmt.Sprintf(format, args...))
-		}
-	}
-	add(p.ChangeRequired, "change record required")
-	add(p.RollbackPlanRequired, "with a rollback plan")
-	add(p.EvidenceRequired, "with test evidence")
-	add(p.AuthorMayNotApprove, "author may not approve")
-	add(p.FailureBudget != "", "at most %s may fail", p.FailureBudget)
-	add(p.Steps != "", "steps %s", p.Steps)
-	add(p.After != "", "after ring %s", p.After)
-	add(p.Soak > 0, "soaked for %s", rollout.FormatSeconds(p.Soak))
-	if len(words) == 0 {
-		return "no policy"
-	}
-	return strings.Join(words, ", ")
 }
 
 func newRingList(a *app) *cobra.Command {
@@ -245,7 +223,7 @@ func newRingList(a *app) *cobra.Command {
 				t := cli.Table(w)
 				fmt.Fprintln(t, "NAME\tVERSION\tSIGNATURES NEEDED\tKEYS\tPOLICY")
 				for _, r := range rings {
-					fmt.Fprintf(t, "%s\t%d\t%d of %d\t%s\t%s\n", r.Name, r.Version, r.Threshold, len(r.KeyIDs), fingerprints(r.KeyIDs), policyWords(r.Policy))
+					fmt.Fprintf(t, "%s\t%d\t%d of %d\t%s\t%s\n", r.Name, r.Version, r.Threshold, len(r.KeyIDs), fingerprints(r.KeyIDs), r.Policy)
 				}
 				return t.Flush()
 			})

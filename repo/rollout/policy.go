@@ -194,6 +194,28 @@ func (p *Policy) DefaultSteps() []Step {
 	return steps
 }
 
+// String says for people what the policy demands.
+func (p Policy) String() string {
+	var words []string
+	add := func(on bool, format string, args ...any) {
+		if on {
+			words = append(words, fmt.Sprintf(format, args...))
+		}
+	}
+	add(p.ChangeRequired, "change record required")
+	add(p.RollbackPlanRequired, "with a rollback plan")
+	add(p.EvidenceRequired, "with test evidence")
+	add(p.AuthorMayNotApprove, "author may not approve")
+	add(p.FailureBudget != "", "at most %s may fail", p.FailureBudget)
+	add(p.Steps != "", "steps %s", p.Steps)
+	add(p.After != "", "after ring %s", p.After)
+	add(p.Soak > 0, "soaked for %s", FormatSeconds(p.Soak))
+	if len(words) == 0 {
+		return "no policy"
+	}
+	return strings.Join(words, ", ")
+}
+
 // Soaked reports whether an entry of another ring has been out to all of that
 // ring for the policy's soak time, and since or from when on that is so.
 func (p *Policy) Soaked(e *Entry, now time.Time) (from time.Time, err error) {

@@ -242,3 +242,39 @@ func FuzzParseHalts(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParsePolicies(f *testing.F) {
+	data, err := (&Policies{Format: Format, Policies: []Policy{{Ring: "servers", Steps: "10%@0h..100%@1d", After: "users", Soak: 60, FailureBudget: "2%"}}}).Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParsePolicies(data)
+		if err != nil {
+			return
+		}
+		if _, err := p.Encode(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range p.Policies {
+			one := p.Of(p.Policies[i].Ring)
+			one.DefaultSteps()
+			_ = one.String()
+		}
+	})
+}
+
+func FuzzParseSteps(f *testing.F) {
+	f.Add("10%@0h,50%@24h..100%@3d")
+	f.Fuzz(func(t *testing.T, s string) {
+		steps, err := ParseSteps(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseSteps(FormatSteps(steps))
+		if err != nil || len(again) < len(steps) {
+			t.Fatalf("%q is written as %q, which is %v, %v", s, FormatSteps(steps), again, err)
+		}
+	})
+}
