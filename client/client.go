@@ -26,8 +26,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +38,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/layout"
 )
 
 // Config says what a Client trusts, whom it asks, and where it keeps things.
@@ -50,8 +53,16 @@ type Config struct {
 	Root []byte
 
 	// Mirrors are base URLs, the best first: <base>/metadata and <base>/targets
-	// hold what their names say.
+	// hold what their names say. Where the repository has a signed list of
+	// mirrors, those near are asked before them: see package choice.
 	Mirrors []string
+	// MachineID spreads machines over mirrors that are as near as each other.
+	// Empty: a random number does, which is kept in Dir.
+	MachineID string
+	// Region is the machine's, as the list of mirrors names it; may be empty.
+	Region string
+	// Addresses are the machine's, each with its network. nil: the system's.
+	Addresses func() ([]netip.Prefix, error)
 	// MetadataURLs and TargetURLs are base URLs of only one of the two. They are
 	// asked after Mirrors.
 	MetadataURLs, TargetURLs []string
@@ -78,23 +89,20 @@ type Client struct {
 	tuf      *tuf.Client
 	fetch    *fetch.Fetcher
 	metadata *fetch.Metadata // nil with Config.MetadataFetcher
-	targets  []string        // base URLs
+	servers  *servers
 	docs     documents
 }
+
+const (
+	metadataSuffix = "/" + layout.MetadataDir
+	targetsSuffix  = "/" + layout.TargetsDir
+)
 
 // Open opens a Client on what is in its directory. It does not touch the
 // network.
 func Open(cfg Config) (*Client, error) {
 	c := &Client{cfg: cfg}
-	var meta []string
-	for _, m := range cfg.Mirrors {
-		m = strings.TrimRight(m, "/")
-		meta = append(meta, m+"/metadata")
-		c.targets = append(c.targets, m+"/targets")
-	}
-	meta = append(meta, cfg.MetadataURLs...)
-	c.targets = append(c.targets, cfg.TargetURLs...)
-	for _, raw := range append(meta, c.targets...) {
+	for _, raw := range slices.Concat(cfg.Mirrors, cfg.MetadataURLs, cfg.TargetURLs) {
 		if u, err := url.Parse(raw); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
 			return nil, fmt.Errorf("open client: mirror %q is not an http(s) URL", raw)
 		}
@@ -119,24 +127,28 @@ func Open(cfg Config) (*Client, error) {
 	if cfg.RateLimit > 0 {
 		opt.Limiter = rate.NewLimiter(rate.Limit(cfg.RateLimit), int(min(cfg.RateLimit, 64<<10)))
 	}
+	opt.Inside = hosts(cfg.Mirrors, cfg.MetadataURLs, cfg.TargetURLs)
 	c.fetch = fetch.New(opt)
 
+	var err error
+	if c.docs, err = openDocuments(cfg.Dir, cfg.ReadOnly); err != nil {
+		return nil, fmt.Errorf("open client: %w", err)
+	}
+	c.servers = newServers(&c.cfg, c.fetch, &c.docs)
 	fetcher := cfg.MetadataFetcher
 	if fetcher == nil {
-		c.metadata = c.fetch.Metadata(meta...)
+		c.metadata = c.fetch.Metadata()
+		c.metadata.Observe = func(base string, err error) { c.servers.observe(strings.TrimSuffix(base, metadataSuffix), err) }
+		c.route()
 		fetcher = c.metadata
 	}
 	dir := cfg.MetadataDir
 	if dir == "" && cfg.Dir != "" {
 		dir = filepath.Join(cfg.Dir, "metadata")
 	}
-	var err error
 	c.tuf, err = tuf.Open(tuf.Config{Dir: dir, Root: cfg.Root, Fetcher: fetcher, Now: cfg.Now, ReadOnly: cfg.ReadOnly})
 	if err != nil {
-		return nil, fmt.Errorf("open client: %w", err)
-	}
-	if c.docs, err = openDocuments(cfg.Dir, cfg.ReadOnly); err != nil {
-		return nil, errors.Join(fmt.Errorf("open client: %w", err), c.tuf.Close())
+		return nil, errors.Join(fmt.Errorf("open client: %w", err), c.docs.close())
 	}
 	c.recall()
 	return c, nil
@@ -148,19 +160,34 @@ func (c *Client) Close() error {
 	return errors.Join(c.docs.close(), c.tuf.Close())
 }
 
+// route has the metadata asked from the servers in their order.
+func (c *Client) route() {
+	bases, _ := c.servers.bases()
+	for i := range bases {
+		bases[i] += metadataSuffix
+	}
+	c.metadata.SetBases(append(bases, c.cfg.MetadataURLs...))
+}
+
 // Refresh brings the metadata up to date. A mirror whose metadata does not
 // verify, or is expired, is passed over for the next one; the error is the
 // first mirror's then, unless another's says more.
 func (c *Client) Refresh(ctx context.Context) error {
-	err := c.tuf.Refresh(ctx)
 	if c.metadata == nil {
-		return err
+		return c.tuf.Refresh(ctx)
 	}
+	c.servers.begin()
+	c.servers.measure(ctx)
+	c.route()
+	err := c.tuf.Refresh(ctx)
 	for range c.metadata.Mirrors() - 1 {
 		if err == nil || ctx.Err() != nil || errors.Is(err, tuf.ErrClock) {
 			break
 		}
 		zerolog.Ctx(ctx).Warn().Err(err).Msg("mirror passed over")
+		if !errors.Is(err, tuf.ErrOffline) {
+			c.servers.observe(strings.TrimSuffix(c.metadata.Current(), metadataSuffix), err)
+		}
 		c.metadata.Rotate()
 		next := c.tuf.Refresh(ctx)
 		if next == nil || errors.Is(err, tuf.ErrOffline) {
@@ -171,6 +198,9 @@ func (c *Client) Refresh(ctx context.Context) error {
 		return c.clockHint(err)
 	}
 	c.remember()
+	c.readList(ctx)
+	c.servers.settle(ctx)
+	c.route()
 	return nil
 }
 

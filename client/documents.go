@@ -145,7 +145,7 @@ func (d *documents) prune() error {
 	}
 	var files []file
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && e.Name() != validatorFile {
+		if info, err := e.Info(); err == nil && e.Name() != validatorFile && e.Name() != serversFile {
 			files = append(files, file{e.Name(), info.ModTime()})
 		}
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -33,18 +34,55 @@ func (c *Client) Download(ctx context.Context, targetPath, dest string, o Downlo
 		return nil, fetch.Result{}, err
 	}
 	req := fetch.Request{
-		URLs: c.urls(t), Length: t.Length, Hashes: t.Hashes, Dest: dest, Bases: o.Bases, Progress: o.Progress,
+		Length: t.Length, Hashes: t.Hashes, Dest: dest, Bases: o.Bases, Progress: o.Progress,
 	}
 	if !present(dest, t.Length) { // a block list does not help to check what is there
 		if req.Blocks, err = c.blocks(ctx, t); err != nil {
 			return nil, fetch.Result{}, err
 		}
 	}
-	res, err := c.fetch.File(ctx, req)
+	res, err := c.file(ctx, t, req)
 	if err != nil {
 		return nil, res, err
 	}
 	return t, res, nil
+}
+
+// file fetches a target from the servers in their order, which are chosen anew
+// when the machine turns up on another network meanwhile.
+func (c *Client) file(ctx context.Context, t *tuf.Target, req fetch.Request) (fetch.Result, error) {
+	if !present(req.Dest, t.Length) {
+		c.servers.begin()
+		c.servers.measure(ctx)
+	}
+	var all fetch.Result
+	for moves := 0; ; moves++ {
+		bases, peers := c.servers.bases()
+		req.URLs, req.Peers = c.urlsAt(t, bases), peers
+		wctx, stop := ctx, func() {}
+		if len(bases) > 1 {
+			wctx, stop = c.servers.watch(ctx, c.cfg.Fetch.Stall)
+		}
+		res, err := c.fetch.File(wctx, req)
+		moved := errors.Is(context.Cause(wctx), errMoved)
+		stop()
+		c.servers.downloaded(bases, req.URLs, res.Sources)
+		all.Bytes += res.Bytes
+		all.Copied += res.Copied
+		all.Elapsed += res.Elapsed
+		all.Sources = append(all.Sources, res.Sources...)
+		if all.Reused = res.Reused; moves == 0 {
+			all.Resumed = res.Resumed
+		}
+		if err == nil {
+			c.servers.settle(ctx)
+			return all, nil
+		}
+		if ctx.Err() != nil || moves == maxMoves || !moved && (!errors.Is(err, tuf.ErrOffline) || !c.servers.look()) {
+			return all, err
+		}
+		zerolog.Ctx(ctx).Info().Str("target", t.Path).Msg("this machine is on another network: the download goes on there")
+	}
 }
 
 func present(dest string, length int64) bool {
@@ -83,6 +121,11 @@ func (c *Client) blocks(ctx context.Context, t *tuf.Target) ([]byte, error) {
 // urls are the places of a target on the mirrors. With consistent snapshots its
 // hash is part of the name (TUF 1.0.34 §5.7.3); sha256 if there is one.
 func (c *Client) urls(t *tuf.Target) []string {
+	bases, _ := c.servers.bases()
+	return c.urlsAt(t, bases)
+}
+
+func (c *Client) urlsAt(t *tuf.Target, bases []string) []string {
 	name := t.Path
 	if c.tuf.RootMetadata().Signed.ConsistentSnapshot {
 		sum := t.SHA256
@@ -93,9 +136,12 @@ func (c *Client) urls(t *tuf.Target) []string {
 		name = dir + sum + "." + file
 	}
 	name = layout.EscapePath(name)
-	urls := make([]string, len(c.targets))
-	for i, base := range c.targets {
-		urls[i] = strings.TrimRight(base, "/") + "/" + name
+	var urls []string
+	for _, base := range bases {
+		urls = append(urls, base+targetsSuffix+"/"+name)
+	}
+	for _, base := range c.cfg.TargetURLs {
+		urls = append(urls, strings.TrimRight(base, "/")+"/"+name)
 	}
 	return urls
 }

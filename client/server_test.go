@@ -14,9 +14,10 @@ import (
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 )
 
-// quick is patience for tests: failures are final soon.
+// quick is patience for tests: failures are final soon, also on a machine that
+// is busy.
 var quick = fetch.Options{
-	Stall: 300 * time.Millisecond, RateWindow: 200 * time.Millisecond, MinRate: 10 << 10,
+	Stall: 2 * time.Second, RateWindow: time.Second, MinRate: 10 << 10,
 	Attempts: 2, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond,
 }
 

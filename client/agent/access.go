@@ -79,6 +79,7 @@ func (a *Access) connect(cfg client.Config) (client.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
+	cfg.Region = a.Region
 	if a.Proxy != "" {
 		proxy := (&httpproxy.Config{HTTPProxy: a.Proxy, HTTPSProxy: a.Proxy, NoProxy: a.NoProxy}).ProxyFunc()
 		cfg.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }

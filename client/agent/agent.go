@@ -215,7 +215,7 @@ func (a *Agent) begin(ctx context.Context) (*session, error) {
 	}
 	s := &session{Agent: a, lock: lock, installer: a.installer(), journal: &journal{dir: a.path("patches"), now: a.opts.Now}}
 	cfg, err := a.config.connect(client.Config{
-		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers,
+		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers, MachineID: a.config.MachineID,
 		Fetch: a.opts.Fetch, HTTP: a.opts.HTTP, UserAgent: a.opts.UserAgent, Now: a.opts.Now, RateLimit: a.rate(ctx),
 	})
 	if err != nil {

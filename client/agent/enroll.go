@@ -125,7 +125,7 @@ func (o *EnrollOptions) config(old *Config) (*Config, error) {
 // ask lets a client that knows nothing but the root look at the servers.
 func (o *EnrollOptions) ask(ctx context.Context, scratch string, c *Config) error {
 	cfg, err := c.connect(client.Config{
-		Dir: scratch, Root: o.Root, Mirrors: c.Servers, Fetch: o.Fetch, HTTP: o.HTTP, UserAgent: o.UserAgent, Now: o.Now,
+		Dir: scratch, Root: o.Root, Mirrors: c.Servers, MachineID: c.MachineID, Fetch: o.Fetch, HTTP: o.HTTP, UserAgent: o.UserAgent, Now: o.Now,
 	})
 	if err != nil {
 		return err

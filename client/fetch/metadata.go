@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,10 +25,13 @@ import (
 // true is the TUF client's to find out; the caller then tells by Confirm or
 // Rotate.
 type Metadata struct {
-	f     *Fetcher
-	bases []string
+	f *Fetcher
+	// Observe is told how each request went, before it is used for the first
+	// time. nil: nobody is told.
+	Observe func(base string, err error)
 
 	mu      sync.Mutex // guards the rest
+	bases   []string   // never written to
 	current int        // index of the mirror to ask first
 	clock   clock      // of the server that answered last
 	last    Validated  // newest timestamp fetched, not verified
@@ -59,14 +63,40 @@ type Validated struct {
 // e.g. https://host/metadata, the best first.
 func (f *Fetcher) Metadata(bases ...string) *Metadata {
 	m := &Metadata{f: f}
-	for _, b := range bases {
-		m.bases = append(m.bases, strings.TrimRight(b, "/"))
-	}
+	m.SetBases(bases)
 	return m
 }
 
+// SetBases changes the mirrors. If they are others than before, or in another
+// order, the first is asked first again.
+func (m *Metadata) SetBases(bases []string) {
+	var trimmed []string
+	for _, b := range bases {
+		trimmed = append(trimmed, strings.TrimRight(b, "/"))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !slices.Equal(m.bases, trimmed) {
+		m.bases, m.current = trimmed, 0
+	}
+}
+
 // Mirrors is how many mirrors there are.
-func (m *Metadata) Mirrors() int { return len(m.bases) }
+func (m *Metadata) Mirrors() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.bases)
+}
+
+// Current is the base that is asked first, "" if there is none.
+func (m *Metadata) Current() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.bases) == 0 {
+		return ""
+	}
+	return m.bases[m.current]
+}
 
 // Rotate goes over to the next mirror, because what the current one sent did
 // not verify.
@@ -106,12 +136,12 @@ func (m *Metadata) SetKnown(v Validated) {
 // FetchMetadata implements tuf.Fetcher.
 func (m *Metadata) FetchMetadata(ctx context.Context, name string, max int64) ([]byte, error) {
 	m.mu.Lock()
-	first, known := m.current, m.known
+	bases, first, known := m.bases, m.current, m.known
 	m.mu.Unlock()
 
-	urls := make([]string, len(m.bases))
-	for i := range m.bases {
-		urls[i] = m.bases[(first+i)%len(m.bases)] + "/" + name
+	urls := make([]string, len(bases))
+	for i := range bases {
+		urls[i] = bases[(first+i)%len(bases)] + "/" + name
 	}
 	if name != layout.TimestampName {
 		known = Validated{}
@@ -126,6 +156,13 @@ func (m *Metadata) FetchMetadata(ctx context.Context, name string, max int64) ([
 			m.clock = clock{src.date, time.Now()}
 			m.mu.Unlock()
 		}
+		if m.Observe != nil && ctx.Err() == nil {
+			outcome := err
+			if absentIsFinal && errors.Is(err, fs.ErrNotExist) {
+				outcome = nil
+			}
+			m.Observe(strings.TrimSuffix(src.url, "/"+name), outcome)
+		}
 		return body, err
 	})
 	if err != nil {
@@ -133,7 +170,9 @@ func (m *Metadata) FetchMetadata(ctx context.Context, name string, max int64) ([
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.current = (first + got.index) % len(m.bases)
+	if slices.Equal(m.bases, bases) { // nobody changed them meanwhile
+		m.current = (first + got.index) % len(bases)
+	}
 	if name == layout.TimestampName {
 		m.last = Validated{got.url, got.etag, got.body}
 	}
