@@ -55,6 +55,7 @@ import (
 	"github.com/patchkeep/patchkeep/client/internal/boot"
 	"github.com/patchkeep/patchkeep/client/internal/host"
 	"github.com/patchkeep/patchkeep/client/tuf"
+	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
 // What errors of this package wrap, besides those of client/tuf and
@@ -75,6 +76,9 @@ type Options struct {
 
 	// System and InstallRoot override the enrolment.
 	System, InstallRoot string
+
+	// Installers of the program's own, by kind: see install.Runner.
+	Installers map[patch.Kind]install.Runner
 
 	Fetch     fetch.Options // patience with mirrors
 	HTTP      *http.Client  // nil: package client's
@@ -242,7 +246,7 @@ func (a *Agent) installer() *install.Installer {
 	if a.config.System != "" {
 		root = filepath.Join(a.config.System, root)
 	}
-	return &install.Installer{Root: root, Dir: a.path("install"), System: a.config.System}
+	return &install.Installer{Root: root, Dir: a.path("install"), System: a.config.System, Own: a.opts.Installers}
 }
 
 // platform of this machine, as patches name it.

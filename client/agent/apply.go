@@ -196,7 +196,7 @@ func (s *session) apply(ctx context.Context, it *Item) Applied {
 	}
 	rec.Length, rec.Patch, rec.Previous = it.Length, it.patch, it.Installed
 	at := &attempt{session: s, rec: rec}
-	if lost && !install.CanDetect(rec.Patch) {
+	if lost && !at.installer.CanDetect(rec.Patch) {
 		// An earlier run may have installed it, and what came of that was lost.
 		if no, asked := at.judge(ctx); asked && no == "" {
 			rec.Known, rec.Begun = install.Known{Version: rec.Patch.Version}, s.opts.Now().UTC()
@@ -331,6 +331,7 @@ func (at *attempt) install(ctx context.Context, file *os.File, path string) erro
 		return err
 	}
 	at.out, err = at.installer.Run(ctx, job)
+	file.Close() // Windows lets nobody move or remove it before
 	atStep("installed")
 	if err != nil { // nothing was started
 		return at.end(StepFailed, err.Error(), err)
@@ -346,7 +347,7 @@ func (at *attempt) install(ctx context.Context, file *os.File, path string) erro
 	case patch.Retry:
 		return at.busy()
 	case patch.NotApplicable:
-		return at.end(StepNotApplicable, fmt.Sprintf("exit %d", at.out.Exit), nil)
+		return at.end(StepNotApplicable, at.out.Why, nil)
 	}
 	if rec.Patch.Rollback != nil {
 		return at.rollBack(ctx, "the installer failed: "+at.out.Why)
@@ -406,7 +407,7 @@ func (at *attempt) judge(ctx context.Context) (no string, asked bool) {
 		at.out = *v
 		return "the verify recipe says no: " + v.Why, true
 	}
-	if !install.CanDetect(p) {
+	if !at.installer.CanDetect(p) {
 		return "", v != nil
 	}
 	is, err := at.installer.Detect(ctx, p, at.rec.Known)

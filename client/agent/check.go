@@ -356,16 +356,16 @@ func (e *evaluation) version(ctx context.Context, product string) string {
 	known := e.known[product]
 	v := known.Version
 	if by != nil {
-		if known.Package == "" && by.Kind == patch.KindDeb {
+		if known.Package == "" {
 			_, _, _, file, _ := layout.SplitPatchPath(by.Path)
-			known.Package = install.GuessPackage(file, product)
+			known.Package = install.GuessPackage(by.Kind, file, product)
 		}
 		var err error
 		if v, err = e.installer.Detect(ctx, by.patch, known); err != nil {
 			zerolog.Ctx(ctx).Warn().Err(err).Str("product", product).Msg("find out what is installed")
 			e.failing[product] = err
 		}
-		if v != "" && v == known.Version && !install.CanDetect(by.patch) {
+		if v != "" && v == known.Version && !e.installer.CanDetect(by.patch) {
 			v = e.stillThere(ctx, product, v)
 		}
 	}
@@ -419,7 +419,7 @@ func (e *evaluation) journalled(it *Item) error {
 		return err
 	}
 	if r == nil {
-		if e.journal.lost(key) && !e.retries(it) && it.patch.Verify == nil && !install.CanDetect(it.patch) {
+		if e.journal.lost(key) && !e.retries(it) && it.patch.Verify == nil && !e.installer.CanDetect(it.patch) {
 			it.no(StateFailed, "journal", "its journal was damaged, as by a power cut, and nothing tells whether it is installed: look at the machine, then apply --retry")
 		}
 		return nil

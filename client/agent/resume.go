@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-
-	"github.com/patchkeep/patchkeep/client/install"
 )
 
 // resume finishes what earlier runs began and could not end: because they were
@@ -108,7 +106,7 @@ func (at *attempt) interrupted(ctx context.Context) error {
 // undo rolls back where there is a way. Where there is none because a package
 // manager is to bring things in order, the patch is simply offered again.
 func (at *attempt) undo(ctx context.Context, why string) error {
-	if at.rec.Patch.InstallsItself() && !install.CanRollBack(at.rec.Patch) {
+	if at.rec.Patch.InstallsItself() && !at.installer.CanRollBack(at.rec.Patch) {
 		return at.end(StepFailed, why, nil)
 	}
 	return at.rollBack(ctx, why)

@@ -3,10 +3,9 @@ package install
 import (
 	"bytes"
 	"context"
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -26,50 +25,28 @@ func (in *Installer) dpkg(program string) []string {
 	return argv
 }
 
-// debRecipe keeps configuration files that were changed, and never asks.
-func (in *Installer) debRecipe() *patch.Recipe {
-	return &patch.Recipe{Argv: append(in.dpkg("dpkg"), "--force-confdef", "--force-confold", "-i", "{file}")}
+// debArgv keeps configuration files that were changed, and never asks. dpkg
+// takes up by itself what an earlier one that was killed left of this package.
+func (in *Installer) debArgv() []string {
+	return append(in.dpkg("dpkg"), "--force-confdef", "--force-confold", "-i", "{file}")
 }
 
-// busyDpkg turns a failure for want of dpkg's lock into "try again later".
-func busyDpkg(p *patch.Patch, out Outcome) Outcome {
-	if p.Kind == patch.KindDeb && p.InstallsItself() && out.Exit == 2 && strings.Contains(out.Output, "locked by another process") {
+// judgeDeb turns a failure for want of dpkg's lock into "try again later", and
+// says so if dpkg has left packages half installed: this one, or another that
+// it stumbled over. Those are not ours to configure.
+func (in *Installer) judgeDeb(ctx context.Context, out Outcome) Outcome {
+	if out.Result != patch.Failure {
+		return out
+	}
+	if out.Exit == 2 && strings.Contains(out.Output, "locked by another process") {
 		out.Result, out.Why = patch.Retry, "another program is using dpkg"
+		return out
+	}
+	audit, said, err := in.capture(ctx, Job{Patch: &patch.Patch{}}, &patch.Recipe{Argv: append(in.dpkg("dpkg"), "--audit"), Timeout: 60})
+	if err == nil && audit.Exit >= 0 && strings.TrimSpace(said) != "" {
+		out.Why += "; dpkg has left packages half installed: see dpkg --audit, then run dpkg --configure -a"
 	}
 	return out
-}
-
-var packagePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{0,127}$`)
-
-// Inspect reads from the file what a package calls itself. Other kinds have
-// no more to say than the patch.
-func (in *Installer) Inspect(ctx context.Context, job Job) (Known, error) {
-	k := Known{Version: job.Patch.Version}
-	if job.Patch.Kind != patch.KindDeb || !job.Patch.InstallsItself() {
-		return k, nil
-	}
-	out, stdout, err := in.capture(ctx, job, &patch.Recipe{
-		Argv: []string{"dpkg-deb", "--show", "--showformat=${Package}\n${Version}\n", "{file}"}, Timeout: 60,
-	})
-	if err != nil {
-		return k, fmt.Errorf("inspect %s: %w", job.Patch.ID, err)
-	}
-	name, rest, _ := strings.Cut(stdout, "\n")
-	version, _, _ := strings.Cut(rest, "\n")
-	if out.Result != patch.Success || !packagePattern.MatchString(name) || !versionPattern.MatchString(version) {
-		return k, fmt.Errorf("inspect %s: it is not a Debian package", job.Patch.ID)
-	}
-	k.Package, k.PackageVersion = name, version
-	return k, nil
-}
-
-// GuessPackage is the name of the Debian package in a file, by the custom of
-// calling it <package>_<version>_<arch>.deb; else the product's name.
-func GuessPackage(file, product string) string {
-	if name, _, ok := strings.Cut(file, "_"); ok && packagePattern.MatchString(name) {
-		return name
-	}
-	return strings.ToLower(product)
 }
 
 // detectDeb asks dpkg for the package's version. It is given as the patch
@@ -78,7 +55,7 @@ func GuessPackage(file, product string) string {
 func (in *Installer) detectDeb(ctx context.Context, p *patch.Patch, known Known) (string, error) {
 	name := known.Package
 	if name == "" {
-		name = GuessPackage("", p.Product)
+		name = strings.ToLower(p.Product)
 	}
 	if !packagePattern.MatchString(name) {
 		return "", nil
@@ -96,26 +73,20 @@ func (in *Installer) detectDeb(ctx context.Context, p *patch.Patch, known Known)
 		Argv: append(in.dpkg("dpkg-query"), "-W", "-f", "${db:Status-Status} ${Version}\n", name), Timeout: 60,
 	})
 	if err != nil {
-		return "", fmt.Errorf("detect %s: %w", p.Product, err)
+		return "", err
 	}
 	if out.Result != patch.Success {
 		if out.Exit == 1 {
 			return "", nil // no such package
 		}
-		return "", fmt.Errorf("detect %s: %s", p.Product, out.Why)
+		return "", errors.New(out.Why)
 	}
 	line, _, _ := strings.Cut(stdout, "\n")
 	status, version, _ := strings.Cut(line, " ")
 	if status != "installed" || !versionPattern.MatchString(version) {
 		return "", nil // removed, or stuck half-way
 	}
-	if version == known.PackageVersion {
-		return known.Version, nil
-	}
-	if _, v, ok := strings.Cut(version, ":"); ok {
-		version = v
-	}
-	return version, nil
+	return known.called(version), nil
 }
 
 // prepareSystem makes the least that dpkg needs of another root.

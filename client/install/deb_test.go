@@ -64,7 +64,7 @@ func TestDebianPackage(t *testing.T) {
 		detect(job.Patch, v)
 	}
 	// Without the record: by the name of the file, and without the epoch.
-	known = install.Known{Package: install.GuessPackage("hello-pk_1.1-1_all.deb", "hello")}
+	known = install.Known{Package: install.GuessPackage(patch.KindDeb, "hello-pk_1.1-1_all.deb", "hello")}
 	detect(&patch.Patch{Product: "hello", Kind: patch.KindDeb}, "1.1-1")
 	known = install.Known{}
 	detect(&patch.Patch{Product: "hello", Kind: patch.KindDeb}, "")

@@ -51,6 +51,11 @@ type Installer struct {
 	// "" for the running one. dpkg and rpm get it as --root.
 	System string
 
+	// Own has installers of the program's own. They take over the patches of
+	// their kind whole, whatever install recipe one has; all that comes before
+	// is done as ever.
+	Own map[patch.Kind]Runner
+
 	Timeout time.Duration // of recipes that name none; default 30 min
 	Grace   time.Duration // from SIGTERM to SIGKILL; default 10 s
 	Output  int           // bytes kept of what a program says, its end; default 64 KiB
@@ -60,14 +65,14 @@ type Installer struct {
 // Job is one patch to install, check or roll back.
 type Job struct {
 	Patch    *patch.Patch
-	File     *os.File // open for reading; not needed by Verify
+	File     *os.File // open for reading, by Open; not needed by Verify and Rollback
 	Path     string   // of the same file, absolute
 	Length   int64
 	SHA256   string // lower-case hex
 	Previous string // version installed before; "" if none
 
 	// Lock, if set, is inherited by the programs that are run, so that a lock
-	// on it lasts as long as any of them. Unix only.
+	// on it (on Windows: what it does not share) lasts as long as any of them.
 	Lock *os.File
 }
 
@@ -75,7 +80,7 @@ type Job struct {
 type Outcome struct {
 	Result patch.Outcome `json:"result"`
 	Exit   int           `json:"exit"`
-	Why    string        `json:"why,omitempty"`    // for people, when Result is no success
+	Why    string        `json:"why,omitempty"`    // for people, unless Result is success
 	Output string        `json:"output,omitempty"` // the end of stdout and stderr
 	Log    string        `json:"log,omitempty"`    // path of the file that holds it too
 	Took   time.Duration `json:"took"`
@@ -91,30 +96,68 @@ type Known struct {
 // Run installs the patch. An error means that nothing was started; what the
 // installer itself had to say, a time-out included, is in the outcome.
 func (in *Installer) Run(ctx context.Context, job Job) (Outcome, error) {
-	if err := in.checkFile(job); err != nil {
-		return Outcome{}, fmt.Errorf("install %s: %w", job.Patch.ID, err)
-	}
-	var out Outcome
-	var err error
-	if job.Patch.InstallsItself() && versioned(job.Patch.Kind) {
-		out, err = in.place(ctx, job)
-	} else {
-		var r *patch.Recipe
-		if job.Patch.Kind == patch.KindDeb && in.System != "" {
-			err = in.prepareSystem()
-		}
-		if err == nil {
-			r, err = in.recipe(job.Patch)
-		}
-		if err == nil {
-			out, err = in.runRecipe(ctx, job, "install", r)
-		}
-		out = busyDpkg(job.Patch, out)
-	}
+	out, err := in.install(ctx, job)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("install %s: %w", job.Patch.ID, err)
 	}
 	return out, nil
+}
+
+func (in *Installer) install(ctx context.Context, job Job) (Outcome, error) {
+	p := job.Patch
+	if err := in.checkSignature(ctx, job); err != nil {
+		return Outcome{}, err
+	}
+	var r *patch.Recipe
+	if in.own(p) == nil && !in.places(p) {
+		var err error
+		if r, err = in.recipe(job); err != nil {
+			return Outcome{}, err
+		}
+	}
+	if p.Kind == patch.KindDeb && in.System != "" {
+		if err := in.prepareSystem(); err != nil {
+			return Outcome{}, err
+		}
+	}
+	h, err := in.hold(job)
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer h.release()
+	if r == nil && in.own(p) == nil {
+		return in.place(ctx, h)
+	}
+	var out Outcome
+	if own := in.own(p); own != nil {
+		out, err = in.runOwn(ctx, own, job)
+	} else {
+		out, err = in.runRecipe(ctx, job, "install", r)
+		explain(p.Kind, &out)
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := h.changed(); err != nil && out.Result != patch.Failure {
+		out.Result = patch.Failure
+		out.Why = fmt.Sprintf("it was perhaps not the signed file that was installed: %v", err)
+		return out, nil
+	}
+	return in.packages(ctx, job, out), nil
+}
+
+// packages adds what is to be said of a package manager's failure.
+func (in *Installer) packages(ctx context.Context, job Job, out Outcome) Outcome {
+	if !job.Patch.InstallsItself() {
+		return out
+	}
+	switch job.Patch.Kind {
+	case patch.KindDeb:
+		return in.judgeDeb(ctx, out)
+	case patch.KindRPM:
+		return judgeRPM(out)
+	}
+	return out
 }
 
 // Verify runs the verify recipe. It returns nil if the patch has none.
@@ -137,10 +180,18 @@ func (in *Installer) Verify(ctx context.Context, job Job) (*Outcome, error) {
 func (in *Installer) Rollback(ctx context.Context, job Job) (*Outcome, error) {
 	var out Outcome
 	var err error
+	start := time.Now()
 	switch p := job.Patch; {
 	case p.Rollback != nil:
 		out, err = in.runRecipe(ctx, job, "rollback", p.Rollback)
-	case p.InstallsItself() && versioned(p.Kind):
+	case in.own(p) != nil:
+		back, ok := in.own(p).(RollBacker)
+		if !ok {
+			return nil, nil
+		}
+		out, err = back.RollBack(ctx, job)
+		out = in.owned(out, start)
+	case in.places(p):
 		out, err = in.switchBack(job)
 	default:
 		return nil, nil
@@ -153,13 +204,33 @@ func (in *Installer) Rollback(ctx context.Context, job Job) (*Outcome, error) {
 
 // CanDetect reports whether what is installed can be seen on the machine
 // itself, so that Detect needs no record.
-func CanDetect(p *patch.Patch) bool {
-	return p.Detect != nil || p.Kind == patch.KindDeb && p.InstallsItself() || p.InstallsItself() && versioned(p.Kind)
+func (in *Installer) CanDetect(p *patch.Patch) bool {
+	if p.Detect != nil {
+		return true
+	}
+	if own := in.own(p); own != nil {
+		_, ok := own.(Detector)
+		return ok
+	}
+	switch p.Kind {
+	case patch.KindDeb, patch.KindRPM:
+		return p.InstallsItself()
+	case patch.KindPkg:
+		return p.InstallsItself() && receiptName(p) != ""
+	}
+	return in.places(p)
 }
 
 // CanRollBack reports whether Rollback has a way.
-func CanRollBack(p *patch.Patch) bool {
-	return p.Rollback != nil || p.InstallsItself() && versioned(p.Kind)
+func (in *Installer) CanRollBack(p *patch.Patch) bool {
+	if p.Rollback != nil {
+		return true
+	}
+	if own := in.own(p); own != nil {
+		_, ok := own.(RollBacker)
+		return ok
+	}
+	return in.places(p)
 }
 
 // versionPattern is what a version that a program prints may look like.
@@ -170,22 +241,37 @@ var versionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:_+~-]{0,127}$`)
 // A detect recipe prints the version alone; any exit but success, or a program
 // that is not there, means that the product is not installed.
 func (in *Installer) Detect(ctx context.Context, p *patch.Patch, known Known) (string, error) {
-	switch {
-	case p.Detect != nil:
-		version, err := in.detectRecipe(ctx, p)
-		if err != nil {
-			return "", fmt.Errorf("detect %s: %w", p.Product, err)
-		}
-		return version, nil
-	case p.InstallsItself() && versioned(p.Kind):
-		return in.current(p.Product)
-	case p.Kind == patch.KindDeb:
-		version, err := in.detectDeb(ctx, p, known)
-		if err != nil || version != "" || p.InstallsItself() {
-			return version, err
-		}
+	version, err := in.detect(ctx, p, known)
+	if err != nil {
+		return "", fmt.Errorf("detect %s: %w", p.Product, err)
 	}
-	return known.Version, nil
+	return version, nil
+}
+
+func (in *Installer) detect(ctx context.Context, p *patch.Patch, known Known) (string, error) {
+	if p.Detect != nil {
+		return in.detectRecipe(ctx, p)
+	}
+	if own := in.own(p); own != nil {
+		if d, ok := own.(Detector); ok {
+			return d.Detect(ctx, p, known)
+		}
+		return known.Version, nil
+	}
+	if in.places(p) {
+		return in.current(p.Product)
+	}
+	ask := map[patch.Kind]func(context.Context, *patch.Patch, Known) (string, error){
+		patch.KindDeb: in.detectDeb, patch.KindRPM: in.detectRPM, patch.KindPkg: in.detectPkg,
+	}[p.Kind]
+	if ask == nil || p.Kind == patch.KindPkg && receiptName(p) == "" {
+		return known.Version, nil
+	}
+	version, err := ask(ctx, p, known)
+	if err != nil || version != "" || p.InstallsItself() {
+		return version, err
+	}
+	return known.Version, nil // what an own recipe installs need not be a package of that name
 }
 
 func (in *Installer) detectRecipe(ctx context.Context, p *patch.Patch) (string, error) {
@@ -209,37 +295,29 @@ func (in *Installer) detectRecipe(ctx context.Context, p *patch.Patch) (string, 
 }
 
 // recipe is the patch's own way to install, or its kind's.
-func (in *Installer) recipe(p *patch.Patch) (*patch.Recipe, error) {
-	if !p.InstallsItself() {
-		return p.Install, nil
+func (in *Installer) recipe(job Job) (*patch.Recipe, error) {
+	p := job.Patch
+	r := &patch.Recipe{Exit: exits(p)} // a patch's own codes and time-out go for its kind's way too
+	if p.Install != nil {
+		r.Argv, r.Timeout = p.Install.Argv, p.Install.Timeout
 	}
-	var r *patch.Recipe
+	if !p.InstallsItself() {
+		return r, nil
+	}
 	switch p.Kind {
 	case patch.KindScript:
-		r = &patch.Recipe{Argv: []string{ownScript}}
+		r.Argv = []string{ownScript}
+		return r, nil
 	case patch.KindDeb:
-		r = in.debRecipe()
+		r.Argv = in.debArgv()
 	case patch.KindRPM:
-		r = &patch.Recipe{Argv: []string{"rpm"}}
-		if in.System != "" {
-			r.Argv = append(r.Argv, "--root", in.System)
-		}
-		r.Argv = append(r.Argv, "-U", "--oldpackage", "{file}")
+		r.Argv = in.rpmArgv()
 	case patch.KindPkg:
-		r = &patch.Recipe{Argv: []string{"installer", "-pkg", "{file}", "-target", "/"}}
+		r.Argv = []string{"installer", "-pkg", "{file}", "-target", "/"}
 	case patch.KindMSI:
-		r = &patch.Recipe{Argv: []string{"msiexec", "/i", "{file}", "/qn", "/norestart"}, Exit: msiExit}
+		r.Argv = msiArgv(job.Path)
 	default:
 		return nil, fmt.Errorf("kind %s needs an install recipe", p.Kind)
-	}
-	if p.Install != nil { // exit codes and a time-out for the kind's own way
-		r.Timeout = p.Install.Timeout
-		if len(p.Install.Exit) > 0 {
-			r.Exit = p.Install.Exit
-		}
-	}
-	if r.Argv[0] == ownScript {
-		return r, nil
 	}
 	if _, err := lookPath(r.Argv[0]); err != nil {
 		return nil, fmt.Errorf("kind %s: %s is not on this machine (%s/%s): %w", p.Kind, r.Argv[0], runtime.GOOS, runtime.GOARCH, ErrUnsupported)
@@ -247,29 +325,20 @@ func (in *Installer) recipe(p *patch.Patch) (*patch.Recipe, error) {
 	return r, nil
 }
 
-// msiExit is the meaning of msiexec's exit codes (Windows Installer, error
-// codes for MsiExec.exe); those not named here are failures.
-var msiExit = map[string]patch.Outcome{
-	"1601": patch.Retry,         // the service is not there
-	"1605": patch.NotApplicable, // unknown product
-	"1618": patch.Retry,         // another installation is in progress
-	"1633": patch.NotApplicable, // not for this platform
-	"1638": patch.NotApplicable, // another version is installed
-	"1641": patch.RebootStarted,
-	"1642": patch.NotApplicable, // nothing there to patch
-	"3010": patch.Reboot,
+// places reports whether a patch goes into a versioned directory below Root.
+func (in *Installer) places(p *patch.Patch) bool {
+	return in.own(p) == nil && p.InstallsItself() && (p.Kind == patch.KindArchive || p.Kind == patch.KindFile)
 }
 
-func versioned(k patch.Kind) bool { return k == patch.KindArchive || k == patch.KindFile }
-
 // values are what the placeholders of a recipe stand for.
-func (in *Installer) values(job Job) map[string]string {
+func (in *Installer) values(job Job, log string) map[string]string {
 	return map[string]string{
 		"file":     job.Path,
 		"product":  job.Patch.Product,
 		"version":  job.Patch.Version,
 		"previous": job.Previous,
 		"root":     in.Root,
+		"log":      log,
 	}
 }
 

@@ -203,7 +203,7 @@ func TestHugeOutputIsCapped(t *testing.T) {
 
 func TestScript(t *testing.T) {
 	b := newBench(t)
-	job := b.job(t, patch.KindScript, "1.1", "do it.sh", []byte("#!/bin/sh -e\necho $PATCHKEEP_PRODUCT $PATCHKEEP_VERSION; test \"$0\" = \"$PATCHKEEP_FILE\"\n"))
+	job := b.job(t, patch.KindScript, "1.1", "do it.sh", []byte("#!/bin/sh -e\necho $PATCHKEEP_PRODUCT $PATCHKEEP_VERSION; grep -q fine \"$0\" && cmp \"$0\" \"$PATCHKEEP_FILE\" # fine\n"))
 	if out := run(t, b, job); out.Result != patch.Success || out.Output != "hello 1.1\n" {
 		t.Errorf("outcome %+v", out)
 	}

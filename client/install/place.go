@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -25,7 +26,8 @@ const (
 
 // place unpacks an archive, or copies a file, into a directory for its version
 // and then switches current to it.
-func (in *Installer) place(ctx context.Context, job Job) (Outcome, error) {
+func (in *Installer) place(ctx context.Context, h *held) (Outcome, error) {
+	job := h.job
 	start := time.Now()
 	out := func(result patch.Outcome, err error) Outcome {
 		o := Outcome{Result: result, Took: time.Since(start).Round(time.Millisecond)}
@@ -39,7 +41,7 @@ func (in *Installer) place(ctx context.Context, job Job) (Outcome, error) {
 		return Outcome{}, err
 	}
 	defer root.Close()
-	if err := in.unpack(ctx, root, job); err != nil {
+	if err := in.unpack(ctx, root, h); err != nil {
 		return out(patch.Failure, errors.Join(err, root.RemoveAll(path.Join(versionsDir, unpacking)))), nil
 	}
 	if err := switchTo(root, job.Patch.Version); err != nil {
@@ -69,7 +71,8 @@ func (in *Installer) openProduct(product string) (*os.Root, error) {
 }
 
 // unpack fills versions/<version> by way of a temporary directory.
-func (in *Installer) unpack(ctx context.Context, root *os.Root, job Job) error {
+func (in *Installer) unpack(ctx context.Context, root *os.Root, h *held) error {
+	job := h.job
 	tmp := path.Join(versionsDir, unpacking)
 	dst := path.Join(versionsDir, job.Patch.Version)
 	old := path.Join(versionsDir, discarded)
@@ -90,6 +93,9 @@ func (in *Installer) unpack(ctx context.Context, root *os.Root, job Job) error {
 		err = copyInto(ctx, sub, filepath.Base(job.Path), io.NewSectionReader(job.File, 0, job.Length), 0o644)
 	}
 	if err != nil {
+		return err
+	}
+	if err := h.changed(); err != nil { // what was read is what was checked
 		return err
 	}
 	if err := sub.Chmod(".", 0o755); err != nil {
@@ -118,9 +124,20 @@ func switchTo(root *os.Root, version string) error {
 		return err
 	}
 	if err := root.Symlink(versionsDir+"/"+version, next); err != nil {
+		if runtime.GOOS == "windows" {
+			return fmt.Errorf("make a link, which Windows allows to services, administrators, and in developer mode: %w", err)
+		}
 		return err
 	}
-	if err := root.Rename(next, currentLink); err != nil {
+	err := root.Rename(next, currentLink)
+	if err != nil && runtime.GOOS == "windows" {
+		// It may not put a link to a directory over another: for a moment there is
+		// none, which after a crash reads as not installed.
+		if err = root.Remove(currentLink); err == nil {
+			err = root.Rename(next, currentLink)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("switch to %s: %w", version, err)
 	}
 	return syncDir(root.Name())

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -19,16 +20,34 @@ import (
 	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
-// runRecipe runs a recipe and keeps what it said in a log file.
+// runRecipe runs a recipe and keeps what it said in a log file. A log that the
+// program has written itself says more, and is named instead.
 func (in *Installer) runRecipe(ctx context.Context, job Job, step string, r *patch.Recipe) (Outcome, error) {
 	said := &tail{limit: in.output()}
-	out, argv, err := in.run(ctx, job, r, said, said)
+	base, err := in.logBase(job, step)
+	if err != nil {
+		return Outcome{}, err
+	}
+	theirs := base + ".program.log"
+	out, argv, err := in.run(ctx, job, r, theirs, said, said)
 	if err != nil {
 		return Outcome{}, err
 	}
 	out.Output = said.String()
-	if out.Log, err = in.writeLog(job, step, argv, out); err != nil {
-		zerolog.Ctx(ctx).Warn().Err(err).Msg("keep the installer's output")
+	warn := func(err error) { zerolog.Ctx(ctx).Warn().Err(err).Msg("keep the installer's output") }
+	text, err := ownLog(theirs, in.output())
+	if err != nil {
+		warn(err)
+	}
+	if text != "" {
+		_, _ = said.Write([]byte("\n" + text)) // it never fails
+		out.Output = strings.TrimPrefix(said.String(), "\n")
+	}
+	if out.Log, err = in.writeLog(base+".log", argv, out); err != nil {
+		warn(err)
+	}
+	if text != "" {
+		out.Log = theirs
 	}
 	return out, nil
 }
@@ -37,16 +56,15 @@ func (in *Installer) runRecipe(ctx context.Context, job Job, step string, r *pat
 // 4 KiB count.
 func (in *Installer) capture(ctx context.Context, job Job, r *patch.Recipe) (Outcome, string, error) {
 	stdout := &head{limit: 4 << 10}
-	out, _, err := in.run(ctx, job, r, stdout, &tail{limit: in.output()})
+	out, _, err := in.run(ctx, job, r, os.DevNull, stdout, &tail{limit: in.output()})
 	return out, string(stdout.b), err
 }
 
 // run runs a recipe's program. A program that could not be started is an
 // error; one that ran too long has Exit -1.
-func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, stderr io.Writer) (Outcome, []string, error) {
-	argv := r.Expand(in.values(job))
+func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, log string, stdout, stderr io.Writer) (out Outcome, argv []string, err error) {
+	argv = r.Expand(in.values(job, log))
 	if argv[0] == ownScript {
-		var err error
 		if argv, err = script(job); err != nil {
 			return Outcome{}, nil, err
 		}
@@ -58,11 +76,17 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 	if err := PrivateDir(in.Dir); err != nil {
 		return Outcome{}, nil, err
 	}
-	tmp, err := os.MkdirTemp(in.Dir, "tmp-")
+	in.sweep()
+	tmp, err := os.MkdirTemp(in.Dir, tempPrefix)
 	if err != nil {
 		return Outcome{}, nil, err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() {
+		// What is to happen at the next boot may want files from there.
+		if out.Result != patch.Reboot && out.Result != patch.RebootStarted {
+			os.RemoveAll(tmp)
+		}
+	}()
 
 	limit := in.timeout(r)
 	timed, cancel := context.WithTimeout(ctx, limit)
@@ -70,15 +94,21 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 	cmd := exec.CommandContext(timed, program, argv[1:]...)
 	cmd.Args[0] = argv[0]
 	cmd.Dir = tmp
-	cmd.Env = in.environ(job, tmp)
+	mark := markName + "=" + rand.Text()
+	cmd.Env = append(in.environ(job, tmp), mark)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	if job.Lock != nil && runtime.GOOS != "windows" {
-		cmd.ExtraFiles = []*os.File{job.Lock}
-	}
 	// What the program left behind may hold its output open; it is not waited for.
 	cmd.WaitDelay = in.grace()
 	group := newGroup(cmd)
 	defer group.close()
+	if job.Lock != nil {
+		if err := inherit(cmd, job.Lock); err != nil {
+			return Outcome{}, nil, fmt.Errorf("pass on the lock: %w", err)
+		}
+	}
+	if job.File != nil && program == job.Path {
+		byHandle(cmd, job.File)
+	}
 	cmd.Cancel = group.terminate
 
 	start := time.Now()
@@ -87,9 +117,10 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 		return Outcome{}, nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	err = cmd.Wait()
-	out := Outcome{Took: time.Since(start).Round(time.Millisecond), Exit: cmd.ProcessState.ExitCode()}
+	out = Outcome{Took: time.Since(start).Round(time.Millisecond), Exit: cmd.ProcessState.ExitCode()}
 	if timed.Err() != nil {
 		group.kill() // whoever did not listen to SIGTERM
+		killMarked(mark)
 		if !cmd.ProcessState.Success() {
 			out.Result, out.Exit = patch.Failure, -1
 			out.Why = fmt.Sprintf("%s was still running after %s and was stopped", argv[0], limit)
@@ -107,10 +138,34 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 	if out.Exit >= 0 { // else: killed by a signal
 		out.Result = r.OutcomeOf(out.Exit)
 	}
-	if out.Result == patch.Failure {
-		out.Why = fmt.Sprintf("%s ended with %s", argv[0], cmd.ProcessState)
+	if out.Result != patch.Success {
+		out.Why = ended(argv[0], cmd.ProcessState)
 	}
 	return out, argv, nil
+}
+
+const (
+	tempPrefix = "tmp-"
+	tempLife   = 7 * 24 * time.Hour
+
+	// markName is in the environment of all that an installer starts, wherever
+	// that goes, with a value of its own for each run.
+	markName = "PATCHKEEP_RUN"
+)
+
+// sweep removes directories for temporary files that were left by runs that
+// were cut off, or kept for a reboot.
+func (in *Installer) sweep() {
+	entries, err := os.ReadDir(in.Dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && e.IsDir() && strings.HasPrefix(e.Name(), tempPrefix) && time.Since(info.ModTime()) > tempLife {
+			os.RemoveAll(in.path(e.Name()))
+		}
+	}
 }
 
 // ownScript stands for running the file itself. No recipe can name it: a program
@@ -118,11 +173,11 @@ func (in *Installer) run(ctx context.Context, job Job, r *patch.Recipe, stdout, 
 const ownScript = "/{script}"
 
 // script is how a script is run: by its #! line on Unix, by PowerShell if it
-// is a .ps1 on Windows.
+// is a .ps1 on Windows. On Linux $0 is not its path, see byHandle.
 func script(job Job) ([]string, error) {
 	if runtime.GOOS == "windows" {
 		if !strings.EqualFold(filepath.Ext(job.Path), ".ps1") {
-			return nil, fmt.Errorf("script %s is not a .ps1: %w", filepath.Base(job.Path), ErrUnsupported)
+			return nil, fmt.Errorf("script %s is not a .ps1 (run a .cmd by a recipe of its own, as cmd.exe has rules of its own for names): %w", filepath.Base(job.Path), ErrUnsupported)
 		}
 		return []string{"powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File", job.Path}, nil
 	}
@@ -181,29 +236,49 @@ func (in *Installer) environ(job Job, tmp string) []string {
 	return env
 }
 
-// maxLogs is how many log files are kept.
-const maxLogs = 100
+// How much of logs is kept: the newest, beyond the last one only so many, and
+// so many bytes in all.
+const (
+	maxLogs     = 200
+	maxLogBytes = 256 << 20
+)
 
-func (in *Installer) writeLog(job Job, step string, argv []string, out Outcome) (string, error) {
+// logBase is the beginning of the paths of a step's log files.
+func (in *Installer) logBase(job Job, step string) (string, error) {
 	dir := in.path("logs")
+	if err := PrivateDir(in.Dir); err != nil {
+		return "", err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	name := fmt.Sprintf("%s-%s-%s-%s.log", time.Now().UTC().Format("20060102T150405.000000"), job.Patch.Product, job.Patch.Version, step)
+	return filepath.Join(dir, fmt.Sprintf("%s-%s-%s-%s", time.Now().UTC().Format("20060102T150405.000000"), job.Patch.Product, job.Patch.Version, step)), nil
+}
+
+func (in *Installer) writeLog(path string, argv []string, out Outcome) (string, error) {
 	text := fmt.Sprintf("%q\n%s\n-- %s, exit %d, %s\n", argv, out.Output, out.Result, out.Exit, out.Took)
-	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return "", err
 	}
+	dir := filepath.Dir(path)
 	logs, err := os.ReadDir(dir) // sorted by name, so by time
 	if err != nil {
 		return "", err
 	}
-	for _, l := range logs[:max(0, len(logs)-maxLogs)] {
-		if err := os.Remove(filepath.Join(dir, l.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
+	var bytes int64
+	for i, l := range slices.Backward(logs) {
+		info, err := l.Info()
+		if err != nil {
+			continue
+		}
+		bytes += info.Size()
+		if i < len(logs)-2 && (bytes > maxLogBytes || len(logs)-i > maxLogs) {
+			if err := os.Remove(filepath.Join(dir, l.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", err
+			}
 		}
 	}
-	return filepath.Join(dir, name), nil
+	return path, nil
 }
 
 // tail keeps the last limit bytes written to it.

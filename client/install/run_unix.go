@@ -16,7 +16,7 @@ var (
 	programSuffixes = []string{""}
 )
 
-func searchPath() []string {
+var searchPath = func() []string {
 	return []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 }
 
@@ -50,3 +50,9 @@ func (g *group) terminate() error {
 func (g *group) kill() { _ = syscall.Kill(-g.cmd.Process.Pid, syscall.SIGKILL) } // gone already is fine
 
 func (g *group) close() {}
+
+// inherit passes an open file on to the program and to what that starts.
+func inherit(cmd *exec.Cmd, f *os.File) error {
+	cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	return nil
+}

@@ -19,7 +19,7 @@ var (
 	programSuffixes = []string{"", ".exe"}
 )
 
-func searchPath() []string {
+var searchPath = func() []string {
 	system, err := windows.GetSystemDirectory()
 	if err != nil {
 		system = `C:\Windows\System32`
@@ -75,4 +75,15 @@ func (g *group) close() {
 	if g.job != 0 {
 		_ = windows.CloseHandle(g.job)
 	}
+}
+
+// inherit passes an open file on to the program, and to what that starts with
+// its handles.
+func inherit(cmd *exec.Cmd, f *os.File) error {
+	h := syscall.Handle(f.Fd())
+	if err := windows.SetHandleInformation(windows.Handle(h), windows.HANDLE_FLAG_INHERIT, windows.HANDLE_FLAG_INHERIT); err != nil {
+		return err
+	}
+	cmd.SysProcAttr.AdditionalInheritedHandles = append(cmd.SysProcAttr.AdditionalInheritedHandles, h)
+	return nil
 }

@@ -41,7 +41,7 @@ type patchAdd struct {
 	p                                 patch.Patch
 	kind, severity, released          string
 	install, verify, rollback, detect string
-	exits                             []string
+	exits, signatures                 []string
 	timeout                           time.Duration
 	from, name                        string
 	deltaFrom                         []string
@@ -59,7 +59,12 @@ is stdin; then --name names it.
 What it is and how it is installed is said by flags, or by a YAML file with the
 same fields (--from, see docs/formats.md); flags go over the file. Recipes are
 JSON arrays of arguments, never a shell line; {file}, {product}, {version},
-{previous} and {root} stand for what their names say.
+{previous}, {root} and {log} stand for what their names say.
+
+--os-signature demands a signature of the operating system's own kind besides
+ours; a machine that cannot check it refuses the patch. SCHEME=SIGNER is
+authenticode=cn:COMMON NAME, authenticode=sha256:CERTIFICATE, rpm=FINGERPRINT or
+pkg=TEAM; of several signers one is enough.
 
 With --delta-from, machines that have the file of that earlier version fetch what
 is new in this one, if that is less than 60 % of it. It works on the bytes of the
@@ -88,6 +93,7 @@ takes memory for both files, of at most 1 GiB each, and 200 MiB.`,
 	f.StringVar(&in.detect, "detect", "", "detect recipe: prints the installed version")
 	f.StringArrayVar(&in.exits, "exit", nil, "CODE=OUTCOME of the install recipe: success, reboot, reboot-started, retry, not-applicable, failure; may be repeated")
 	f.DurationVar(&in.timeout, "timeout", 0, "how long the install recipe may take")
+	f.StringArrayVar(&in.signatures, "os-signature", nil, "SCHEME=SIGNER that the file must bear too, such as authenticode='cn:Example GmbH'; may be repeated")
 	f.StringVar(&in.p.Applies.MinVersion, "min-version", "", "least installed version that it can be put on")
 	f.StringVar(&in.p.Applies.MaxVersion, "max-version", "", "greatest installed version that it can be put on")
 	f.StringSliceVar(&in.p.Applies.Requires, "requires", nil, "PRODUCT or PRODUCT>=VERSION that must be installed before; may be repeated")
@@ -273,6 +279,9 @@ func (in *patchAdd) describe(cmd *cobra.Command, name string) (*patch.Patch, err
 	if err := in.recipes(p); err != nil {
 		return nil, err
 	}
+	if err := in.signature(p); err != nil {
+		return nil, err
+	}
 	if err := in.times(p); err != nil {
 		return nil, err
 	}
@@ -339,6 +348,26 @@ func (in *patchAdd) recipes(p *patch.Patch) error {
 	}
 	if in.timeout != 0 {
 		p.Install.Timeout = int(in.timeout.Round(time.Second).Seconds())
+	}
+	return nil
+}
+
+// signature reads the signers that flags give, all of one scheme.
+func (in *patchAdd) signature(p *patch.Patch) error {
+	if len(in.signatures) == 0 {
+		return nil
+	}
+	p.OSSignature = &patch.OSSignature{}
+	for _, s := range in.signatures {
+		scheme, signer, ok := strings.Cut(s, "=")
+		if !ok {
+			return fmt.Errorf("--os-signature %q is not SCHEME=SIGNER like authenticode=cn:Example", s)
+		}
+		if p.OSSignature.Scheme != "" && string(p.OSSignature.Scheme) != scheme {
+			return fmt.Errorf("--os-signature: %s and %s cannot both be demanded of one file", p.OSSignature.Scheme, scheme)
+		}
+		p.OSSignature.Scheme = patch.SignatureScheme(scheme)
+		p.OSSignature.Signers = append(p.OSSignature.Signers, signer)
 	}
 	return nil
 }
@@ -508,6 +537,9 @@ func showPatches(w io.Writer, list []repo.Published) error {
 		recipe("verify", p.Patch.Verify)
 		recipe("rollback", p.Patch.Rollback)
 		recipe("detect", p.Patch.Detect)
+		if sig := p.Patch.OSSignature; sig != nil {
+			row("os signature", fmt.Sprintf("%s: %s", sig.Scheme, strings.Join(sig.Signers, " or ")))
+		}
 		row("links", strings.Join(p.Patch.Links, " "))
 		rings := strings.Join(p.Rings, " ")
 		if rings == "" {

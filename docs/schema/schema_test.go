@@ -85,8 +85,9 @@ func written() map[string][][]byte {
 		},
 		Install:  &patch.Recipe{Argv: []string{"{file}", "/S", "{", "{}", "{A}", "a{root}{product}{{version}-{previous}", ""}, Timeout: 600, Exit: map[string]patch.Outcome{"0": patch.Success, "3010": patch.Reboot, "-1": patch.Retry}},
 		Verify:   &patch.Recipe{Argv: []string{`C:\app\app.exe`, "--version"}},
-		Rollback: &patch.Recipe{Argv: []string{"undo"}}, Detect: &patch.Recipe{Argv: []string{"detect"}},
-		Released: day, Links: []string{"https://example.org/notes?x=1#y"},
+		Rollback: &patch.Recipe{Argv: []string{"undo"}}, Detect: &patch.Recipe{Argv: []string{"detect", "{log}"}},
+		OSSignature: &patch.OSSignature{Scheme: patch.Authenticode, Signers: []string{"cn:Example Söhne", "sha256:" + sumA}},
+		Released:    day, Links: []string{"https://example.org/notes?x=1#y"},
 	}
 	plain := &patch.Patch{Format: 1, ID: "p@1/any", Product: "p", Version: "1", Platform: "any", Kind: patch.KindFile, Released: day}
 	plan := &rollout.Plan{
@@ -94,8 +95,8 @@ func written() map[string][][]byte {
 		Entries: []rollout.Entry{
 			{
 				Patch: "patches/app/2.1/windows-amd64/Größe 1 %.exe", SHA256: sumA, Custom: sumB, NotBefore: day,
-				Steps:    []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All, Ramp: true}},
-				Windows:  []rollout.Window{{Days: []string{"mon", "sun"}, From: "22:00", To: "5:30"}, {From: "00:00", To: "00:00"}},
+				Steps:        []rollout.Step{{At: 0, Percent: 1}, {At: 3600, Percent: 1250}, {At: 86400, Percent: rollout.All, Ramp: true}},
+				Windows:      []rollout.Window{{Days: []string{"mon", "sun"}, From: "22:00", To: "5:30"}, {From: "00:00", To: "00:00"}},
 				MissedWindow: rollout.MissedInstall, Deadline: 86400, Grace: 3600, Paused: true, PausedReason: "wait", PausedSince: day, Change: "CHG-1",
 				Expedite: true, ExpediteReason: "exploited",
 			},
@@ -192,7 +193,9 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"applies/min_version", ""},
 			{"links/0", "HTTP://h"},
 			{"released", "2026-11-23T08:00:00.5+01:00"},
-			{"kind", "file"},
+			{"kind", "msi"},
+			{"os_signature", drop{}},
+			{"os_signature/signers/0", "cn:x"},
 		},
 		"plan": {
 			{"entries", drop{}},
@@ -267,6 +270,19 @@ func TestGoAndSchemaAgree(t *testing.T) {
 			{"applies/requires/0", "a>=1>=2"},
 			{"applies/requires/0", ">=1"},
 			{"applies/supersedes/0", "hello"},
+			{"kind", "file"},
+			{"os_signature/scheme", "rpm"},
+			{"os_signature/scheme", "pgp"},
+			{"os_signature/scheme", drop{}},
+			{"os_signature/signers", drop{}},
+			{"os_signature/signers", []any{}},
+			{"os_signature/signers", slices.Repeat([]any{"cn:x"}, 17)},
+			{"os_signature/signers/0", "Example"},
+			{"os_signature/signers/0", "cn:"},
+			{"os_signature/signers/0", "cn:a\nb"},
+			{"os_signature/signers/0", "sha256:" + strings.ToUpper(sumA)},
+			{"os_signature", map[string]any{"scheme": "rpm", "signers": []any{strings.Repeat("A", 40)}}},
+			{"os_signature", map[string]any{"scheme": "pkg", "signers": []any{"ABCDE12345"}}},
 			{"install", drop{}},
 			{"install/argv", []any{}},
 			{"install/argv", drop{}},

@@ -54,8 +54,11 @@ func (p *Patch) AppliesTo(d Device) (ok bool, why string) {
 
 // Compare orders two versions of the patch's product: -1, 0 or +1.
 func (p *Patch) Compare(a, b string) int {
-	if p.Kind == KindDeb {
+	switch p.Kind {
+	case KindDeb:
 		return compareDebian(a, b)
+	case KindRPM:
+		return compareRPM(a, b)
 	}
 	return CompareVersions(a, b)
 }

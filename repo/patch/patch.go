@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"regexp"
 	"slices"
@@ -67,6 +68,7 @@ func KindOf(file string) Kind {
 		kind   Kind
 	}{
 		{".msi", KindMSI},
+		{".msp", KindMSI},
 		{".exe", KindEXE},
 		{".deb", KindDeb},
 		{".rpm", KindRPM},
@@ -113,11 +115,12 @@ type Patch struct {
 	CVEs        []string      `json:"cves,omitempty"`
 	Kind        Kind          `json:"kind"`
 	Applies     Applicability `json:"applies,omitzero"`
-	Install     *Recipe       `json:"install,omitempty"`  // nil, or without argv: the kind's own way
-	Verify      *Recipe       `json:"verify,omitempty"`   // nil: the installer's word is taken
-	Rollback    *Recipe       `json:"rollback,omitempty"` // nil: the kind's own way, if it has one
-	Detect      *Recipe       `json:"detect,omitempty"`   // prints the installed version; nil: the kind's own way
-	Released    time.Time     `json:"released"`           // UTC, whole seconds
+	Install     *Recipe       `json:"install,omitempty"`      // nil, or without argv: the kind's own way
+	Verify      *Recipe       `json:"verify,omitempty"`       // nil: the installer's word is taken
+	Rollback    *Recipe       `json:"rollback,omitempty"`     // nil: the kind's own way, if it has one
+	Detect      *Recipe       `json:"detect,omitempty"`       // prints the installed version; nil: the kind's own way
+	OSSignature *OSSignature  `json:"os_signature,omitempty"` // that the file must bear besides ours; nil: none
+	Released    time.Time     `json:"released"`               // UTC, whole seconds
 	Links       []string      `json:"links,omitempty"`
 
 	Unknown document.Unknown `json:"-"` // fields of a newer format
@@ -135,13 +138,13 @@ type Applicability struct {
 }
 
 // Recipe is a program to run, never through a shell. In its arguments {file},
-// {product}, {version}, {previous} and {root} stand for the verified file, the
-// patch's product and version, the version installed before ("" if none), and
-// the agent's install root.
+// {product}, {version}, {previous}, {root} and {log} stand for the verified file,
+// the patch's product and version, the version installed before ("" if none),
+// the agent's install root, and a file that the program may write its log to.
 type Recipe struct {
 	Argv    []string           `json:"argv,omitempty"`
 	Timeout int                `json:"timeout,omitempty"` // seconds; 0: the agent's default
-	Exit    map[string]Outcome `json:"exit,omitempty"`    // exit code → outcome; default: 0 is success, the rest failure
+	Exit    map[string]Outcome `json:"exit,omitempty"`    // exit code → outcome, over what the kind says; default: 0 is success, the rest failure
 }
 
 // Outcome is what an exit code means.
@@ -161,7 +164,7 @@ const (
 var Outcomes = []Outcome{Success, Reboot, RebootStarted, Retry, NotApplicable, Failure}
 
 // Placeholders that a recipe's arguments may hold.
-var placeholders = []string{"{file}", "{product}", "{version}", "{previous}", "{root}"}
+var placeholders = []string{"{file}", "{product}", "{version}", "{previous}", "{root}", "{log}"}
 
 // MakeID makes a patch's id.
 func MakeID(product, version, platform string) string {
@@ -331,6 +334,9 @@ func (p *Patch) Check() error {
 			return bad("%s: %w", what, err)
 		}
 	}
+	if err := p.OSSignature.check(p.Kind); err != nil {
+		return bad("os_signature: %w", err)
+	}
 	if p.InstallsItself() && (p.Kind == KindCommand || p.Kind == KindEXE) {
 		return bad("kind %s needs an install recipe", p.Kind)
 	}
@@ -429,9 +435,13 @@ var exitPattern = regexp.MustCompile(`^(0|-?[1-9][0-9]{0,9})$`)
 // another time-out.
 func (p *Patch) InstallsItself() bool { return p.Install == nil || len(p.Install.Argv) == 0 }
 
-// OutcomeOf says what an exit code means to this recipe.
+// OutcomeOf says what an exit code means to this recipe. Windows has codes of 32
+// bits, which people write with a sign or without: both are found.
 func (r *Recipe) OutcomeOf(code int) Outcome {
 	if o, ok := r.Exit[fmt.Sprint(code)]; ok {
+		return o
+	}
+	if o, ok := r.Exit[fmt.Sprint(int32(uint32(code)))]; ok && int64(code) > math.MaxInt32 && int64(code) <= math.MaxUint32 {
 		return o
 	}
 	if code == 0 {

@@ -109,9 +109,16 @@ func TestCheckRefuses(t *testing.T) {
 		"supersedes":   func(p *Patch) { p.Applies.Supersedes = []string{"hello"} },
 		"os":           func(p *Patch) { p.Applies.OS = []string{"Linux "} },
 		"version":      func(p *Patch) { p.Applies.MinVersion = "1 0" },
-		"released":     func(p *Patch) { p.Released = time.Time{} },
-		"title":        func(p *Patch) { p.Title = strings.Repeat("x", 5000) },
-		"many cves":    func(p *Patch) { p.CVEs = make([]string, 300) },
+		"signature":    func(p *Patch) { p.OSSignature = &OSSignature{Scheme: "pgp", Signers: []string{"x"}} },
+		"no signer":    func(p *Patch) { p.OSSignature = &OSSignature{Scheme: RPMSignature} },
+		"signer":       func(p *Patch) { p.OSSignature = &OSSignature{Scheme: PkgSignature, Signers: []string{"TEAM"}} },
+		"kind to sign": func(p *Patch) {
+			p.Kind = KindDeb
+			p.OSSignature = &OSSignature{Scheme: RPMSignature, Signers: []string{strings.Repeat("a", 40)}}
+		},
+		"released":  func(p *Patch) { p.Released = time.Time{} },
+		"title":     func(p *Patch) { p.Title = strings.Repeat("x", 5000) },
+		"many cves": func(p *Patch) { p.CVEs = make([]string, 300) },
 		"too long in all": func(p *Patch) {
 			p.Install.Argv = strings.Split(strings.Repeat(strings.Repeat("x", 8000)+" ", 20), " ")[:20]
 		},
@@ -143,6 +150,15 @@ func TestOutcomeOf(t *testing.T) {
 	}
 	if got := (&Recipe{}).OutcomeOf(0); got != Success {
 		t.Errorf("OutcomeOf(0) = %s", got)
+	}
+	// Codes of 32 bits, as Windows has them: 0x80070642.
+	for _, key := range []string{"-2147023294", "2147944002"} {
+		if got := (&Recipe{Exit: map[string]Outcome{key: Retry}}).OutcomeOf(2147944002); got != Retry {
+			t.Errorf("OutcomeOf(2147944002) by %s = %s", key, got)
+		}
+	}
+	if got := (&Recipe{Exit: map[string]Outcome{"-1": Retry}}).OutcomeOf(1); got != Failure {
+		t.Errorf("OutcomeOf(1) = %s", got)
 	}
 }
 
@@ -184,6 +200,20 @@ func TestCompareVersions(t *testing.T) {
 	for _, c := range [][2]string{{"1.0~rc1", "1.0"}, {"1.0-1", "1.0-2"}, {"1.9", "1:0.1"}, {"1.0-1", "1.0-1+deb12u1"}} {
 		if deb.Compare(c[0], c[1]) != -1 || deb.Compare(c[1], c[0]) != 1 {
 			t.Errorf("Compare does not put %s before %s", c[0], c[1])
+		}
+	}
+}
+
+func TestCompareRPM(t *testing.T) {
+	p := &Patch{Kind: KindRPM}
+	for _, c := range [][2]string{{"1.0~rc1", "1.0"}, {"1.0", "1.0^git1"}, {"1.0-1", "1.0-2"}, {"1.0-9.el9", "1.0-10.el9"}, {"1.9", "1:0.1"}, {"1.0-2", "1.1"}, {"1.a", "1.1"}} {
+		if p.Compare(c[0], c[1]) != -1 || p.Compare(c[1], c[0]) != 1 {
+			t.Errorf("Compare does not put %s before %s", c[0], c[1])
+		}
+	}
+	for _, c := range [][2]string{{"1.0", "1.0-2.el9"}, {"1.0", "1.0"}, {"1:1.0-1", "1:1.0"}} {
+		if p.Compare(c[0], c[1]) != 0 || p.Compare(c[1], c[0]) != 0 {
+			t.Errorf("Compare takes %s and %s for different", c[0], c[1])
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/Masterminds/semver/v3"
 	debian "github.com/knqyf263/go-deb-version"
+	rpm "github.com/knqyf263/go-rpm-version"
 )
 
 // CompareVersions orders two versions: as semantic versions if both are
@@ -39,4 +40,16 @@ func compareDebian(a, b string) int {
 		return -1
 	}
 	return strings.Compare(a, b)
+}
+
+// compareRPM orders as rpm does. A version without a release is the same as
+// that version with any, as in rpm's own dependencies.
+func compareRPM(a, b string) int {
+	va, vb := rpm.NewVersion(a), rpm.NewVersion(b)
+	if va.Release() == "" || vb.Release() == "" {
+		a, _, _ = strings.Cut(a, "-")
+		b, _, _ = strings.Cut(b, "-")
+		va, vb = rpm.NewVersion(a), rpm.NewVersion(b)
+	}
+	return va.Compare(vb)
 }
