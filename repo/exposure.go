@@ -132,12 +132,18 @@ func missingOn(pub *Published, installed []*inventory.Row) Missing {
 		Patch: p.ID, Title: p.Title, Severity: p.Severity, CVEs: append([]string{}, p.CVEs...), Released: p.Released, IDs: []string{},
 		product: p.Product,
 	}
+	older := make(map[string]bool) // thousands of machines have few versions
 	for _, row := range installed {
 		if !Fits(p.Platform, row.Platform) {
 			continue
 		}
 		m.Of++
-		if p.Compare(row.Version, p.Version) < 0 {
+		is, known := older[row.Version]
+		if !known {
+			is = p.Compare(row.Version, p.Version) < 0
+			older[row.Version] = is
+		}
+		if is {
 			m.Lacking++
 			m.IDs = append(m.IDs, row.Machine)
 		}

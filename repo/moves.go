@@ -17,15 +17,21 @@ import (
 var ErrPolicy = errors.New("not allowed")
 
 // Expedite sends a version out to the whole of a ring at once, past its steps
-// and windows. It needs the ring's signatures, like any change of its plan.
+// and windows, and before its time. It needs the ring's signatures, like any
+// change of its plan.
 func (r *Repository) Expedite(ctx context.Context, product, version, ring, reason string, dryRun bool) (*Change, error) {
 	return r.onEntries(ctx, product, version, ring, dryRun, func(e *rollout.Entry) (bool, error) {
 		if e.Paused {
 			return false, fmt.Errorf("%w: the rollout is paused: resume it first", ErrPolicy)
 		}
-		done := !e.Expedite
+		if e.Expedite {
+			return false, nil
+		}
 		e.Expedite, e.ExpediteReason = true, reason
-		return done, nil
+		if now := r.moment(); now.Before(e.NotBefore) {
+			e.NotBefore = now
+		}
+		return true, nil
 	})
 }
 

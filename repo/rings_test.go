@@ -257,6 +257,25 @@ func TestPromote(t *testing.T) {
 	try("from itself", repo.ErrPolicy)
 }
 
+// An emergency does not wait for a start that is still to come.
+func TestExpediteBeforeItsTime(t *testing.T) {
+	f, now := clocked(t)
+	f.add(t, "1.0", []byte("one"))
+	ro := repo.Rollout{Product: "hello", Version: "1.0", Ring: "users", At: now.Add(72 * time.Hour)}
+	if _, err := f.repo.StartRollout(t.Context(), ro, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.repo.Expedite(t.Context(), "hello", "1.0", "users", "exploited", false); err != nil {
+		t.Fatal(err)
+	}
+	if s := f.status(t, "users").Rollouts[0]; s.State != repo.Complete || s.Share != rollout.All {
+		t.Errorf("%+v, want it out to everyone", s)
+	}
+	if _, err := f.repo.Expedite(t.Context(), "hello", "1.0", "users", "exploited", false); !errors.Is(err, repo.ErrExists) {
+		t.Errorf("a second time: %v, want ErrExists", err)
+	}
+}
+
 // A ring says that it leaves a patch as it is, and why, until it starts it.
 func TestHold(t *testing.T) {
 	f := newFixture(t)

@@ -105,8 +105,9 @@ meanwhile are in at once.`,
 func newRolloutExpedite(a *app) *cobra.Command {
 	return move{
 		use: "expedite PRODUCT@VERSION --ring RING --reason TEXT", short: "Send a started rollout out to a whole ring at once; needs the ring's signatures",
-		long: `expedite is for emergencies: everyone in the ring is in at once, and neither steps
-nor maintenance windows hold the patch back any more. A halt still does.`,
+		long: `expedite is for emergencies: everyone in the ring is in at once, and neither steps,
+nor maintenance windows, nor a start that is still to come hold the patch back any
+more. A halt still does.`,
 		example:     `  patchkeep rollout expedite hello@1.2 --ring users --reason "CVE-2026-12345 is being exploited"`,
 		needsReason: true,
 		act: func(ctx context.Context, r *repo.Repository, product, version, ring, reason string, dryRun bool) (*repo.Change, error) {

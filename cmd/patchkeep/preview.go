@@ -25,6 +25,8 @@ type preview struct {
 	Approved bool          `json:"approved"`           // it stands in the plan
 	Obstacle string        `json:"obstacle,omitempty"` // why it could not be started now, or is halted
 	Files    []previewFile `json:"files"`
+
+	changed bool // times other than those of the plan
 }
 
 type previewFile struct {
@@ -89,7 +91,7 @@ maintenance windows or what is installed on it say otherwise.`,
 		if err != nil {
 			return err
 		}
-		p := preview{Ring: ring, Product: ro.Product, Version: ro.Version, Approved: approved, Files: []previewFile{}}
+		p := preview{Ring: ring, Product: ro.Product, Version: ro.Version, Approved: approved, Files: []previewFile{}, changed: at != "" || steps != ""}
 		if obstacle != nil {
 			p.Obstacle = obstacle.Error()
 		}
@@ -159,7 +161,7 @@ func (p *preview) print(w io.Writer, all bool) error {
 			fmt.Fprintln(w)
 		}
 		state := "would go"
-		if p.Approved {
+		if p.Approved && !p.changed {
 			state = "goes"
 		}
 		fmt.Fprintf(w, "%s %s to ring %s, %s, from %s\n", f.Patch, state, p.Ring, f.Steps, f.From.Format(time.RFC3339))
