@@ -74,13 +74,13 @@ func (t *tracer) open(h *hours, overdue bool) bool {
 // nextOpening is when both sets are open. Who may catch up has no window of
 // that set to wait for.
 func nextOpening(plans, own *hours, now time.Time) time.Time {
-	var sets [][]Window
-	for _, h := range []*hours{plans, own} {
+	var sets [2][]Window
+	for i, h := range [...]*hours{plans, own} {
 		if !h.catchUp {
-			sets = append(sets, h.windows)
+			sets[i] = h.windows
 		}
 	}
-	_, next := InWindows(now, sets...)
+	_, next := InWindows(now, sets[:]...)
 	return next
 }
 
@@ -93,7 +93,7 @@ func missed(windows []Window, opened time.Time, looks []time.Time, now time.Time
 	}
 	var last span
 	for day := -9; day <= 0; day++ {
-		for _, w := range around(windows, now, day) {
+		for w := range around(windows, now, day) {
 			if !w.to.After(now) && w.to.After(last.to) {
 				last = w
 			}

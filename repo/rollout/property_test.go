@@ -157,10 +157,24 @@ func TestShareOfManyMachines(t *testing.T) {
 
 // TestDecideAllocatesTheTrace counts: the list, and its texts in one piece.
 func TestDecideAllocatesTheTrace(t *testing.T) {
-	st := State{Plan: plan(func(e *Entry) { e.Steps = []Step{{At: 0, Percent: 1000}, {At: 60, Percent: All}} }), Halts: make([]Halt, 100)}
-	for at, name := range map[time.Duration]string{-time.Hour: "too early", 0: "not yet", time.Hour: "in"} {
-		got := testing.AllocsPerRun(100, func() { Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), start.Add(at)) })
-		if got > 2 {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := func(e *Entry) { e.Steps = []Step{{At: 0, Percent: 1000}, {At: 60, Percent: All}} }
+	windows := func(e *Entry) {
+		e.Windows, e.Deadline = []Window{{Days: []string{"sat"}, From: "22:00", To: "04:00"}, {From: "12:00", To: "13:00"}}, 86400
+	}
+	for name, tt := range map[string]struct {
+		change func(*Entry)
+		at     time.Duration
+	}{
+		"too early": {steps, -time.Hour}, "not yet": {steps, 0}, "in": {steps, time.Hour},
+		"outside windows": {windows, time.Hour}, "in a window": {windows, 3 * time.Hour}, "overdue": {windows, 25 * time.Hour},
+	} {
+		st := State{Plan: plan(tt.change), Halts: make([]Halt, 100), FirstSeen: start}
+		now := start.Add(tt.at).In(berlin)
+		if got := testing.AllocsPerRun(100, func() { Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), now) }); got > 2 {
 			t.Errorf("%s: %.0f allocations, want the trace's 2", name, got)
 		}
 	}
@@ -180,8 +194,17 @@ func BenchmarkDecide(b *testing.B) {
 		b.Fatal(err)
 	}
 	st := State{Plan: p, Halts: make([]Halt, 100)}
-	b.ReportAllocs()
-	for b.Loop() {
-		Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), start.Add(time.Hour))
-	}
+	b.Run("steps", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			Decide(Device{ID: "m1", Ring: "users"}, st, candidate(), start.Add(time.Hour))
+		}
+	})
+	windows := State{Plan: plan(func(e *Entry) { e.Windows = []Window{{Days: []string{"sat"}, From: "22:00", To: "04:00"}} })}
+	b.Run("windows", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			Decide(Device{ID: "m1", Ring: "users"}, windows, candidate(), start.Add(time.Hour))
+		}
+	})
 }

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -139,7 +140,7 @@ func inWindows(windows []Window, now time.Time) (in bool, next time.Time) {
 		return true, time.Time{}
 	}
 	for day := -1; day <= 8; day++ {
-		for _, w := range around(windows, now, day) {
+		for w := range around(windows, now, day) {
 			if !now.Before(w.from) && now.Before(w.to) {
 				return true, time.Time{}
 			}
@@ -154,14 +155,15 @@ func inWindows(windows []Window, now time.Time) (in bool, next time.Time) {
 type span struct{ from, to time.Time }
 
 // around gives the windows that begin so many days after now's.
-func around(windows []Window, now time.Time, day int) (spans []span) {
-	noon := time.Date(now.Year(), now.Month(), now.Day()+day, 12, 0, 0, 0, now.Location())
-	for i := range windows {
-		if from, to, ok := windows[i].on(noon); ok {
-			spans = append(spans, span{from, to})
+func around(windows []Window, now time.Time, day int) iter.Seq[span] {
+	return func(yield func(span) bool) {
+		noon := time.Date(now.Year(), now.Month(), now.Day()+day, 12, 0, 0, 0, now.Location())
+		for i := range windows {
+			if from, to, ok := windows[i].on(noon); ok && !yield(span{from, to}) {
+				return
+			}
 		}
 	}
-	return spans
 }
 
 // InWindows reports whether now lies in a window of each of the sets, and if
