@@ -145,6 +145,36 @@ func crashWhileOthersSign(t *testing.T, f *fixture) {
 	f.mustVerify(t)
 }
 
+// TestCrashedCeremonyIsFinished kills whoever publishes a new repository that
+// has waited for signatures.
+func TestCrashedCeremonyIsFinished(t *testing.T) {
+	for n := 1; ; n++ {
+		f := emptyFixture(t, t.TempDir())
+		cfg := initConfig(t, f.keys, "hello")
+		change, err := repo.Open(f.store, repo.Config{Keys: f.keys.find, Pending: repo.WaitAlways}).Init(t.Context(), cfg)
+		if err != nil || change.Pending == nil || change.Pending.State != repo.PendingReady {
+			t.Fatalf("Init = %+v, %v", change, err)
+		}
+		id := change.Pending.ID
+		died := crash(t, f, "publish", id, n)
+		if _, err := f.repo.PublishPending(t.Context(), id, false); err != nil && !errors.Is(err, repo.ErrExists) {
+			t.Fatalf("killed at moment %d: %v", n, err)
+		}
+		f.mustVerify(t)
+		if p, err := f.repo.Pending(t.Context(), id); err != nil || p.State != repo.PendingPublished || p.Closed == nil {
+			t.Errorf("killed at moment %d: %+v, %v", n, p, err)
+		}
+		f.add(t, "1.0", []byte("one"))
+		f.mustVerify(t)
+		if !died {
+			if n < 20 {
+				t.Errorf("it was killed at %d moments only", n-1)
+			}
+			return
+		}
+	}
+}
+
 func signPending(t *testing.T, r *repo.Repository, id string) {
 	t.Helper()
 	p, err := r.Pending(t.Context(), id)

@@ -60,26 +60,41 @@ func (r *Repository) Init(ctx context.Context, cfg InitConfig) (*Change, error) 
 	if err := r.CanInit(ctx); err != nil {
 		return nil, err
 	}
-	in := &Repository{store: r.store, keys: r.keys, now: r.now, making: &cfg}
+	in := *r
+	in.making = &cfg
 	d := &draft{
-		repo:  in,
+		repo:  &in,
 		roles: map[string]*metadata.Metadata[metadata.TargetsType]{layout.RoleTargets: newTargets(layout.RoleTargets, cfg.Roles[layout.RoleTargets].Lifetime)},
 		docs:  make(map[string][]byte),
 	}
 	if err := d.fill(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := d.makeRoot(ctx, cfg); err != nil {
-		return nil, err
-	}
-	if err := d.commit(ctx); err != nil {
-		if errors.Is(err, store.ErrConflict) {
-			return nil, fmt.Errorf("a repository in %s %w: someone else made it just now", r.store, ErrExists)
-		}
+	if err := d.newRoot(cfg); err != nil {
 		return nil, err
 	}
 	d.result.Attempts = 1
-	return &d.result, nil
+	wait, err := d.waits(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if wait {
+		d.result.Pending, err = d.stage(ctx, "", nil)
+		return &d.result, err
+	}
+	if err := d.makeRoot(ctx); err != nil {
+		return nil, err
+	}
+	return &d.result, d.commitNew(ctx)
+}
+
+// commitNew is commit in a place where no repository is yet.
+func (d *draft) commitNew(ctx context.Context) error {
+	err := d.commit(ctx)
+	if errors.Is(err, store.ErrConflict) {
+		return fmt.Errorf("a repository in %s %w: someone else made it just now", d.repo.store, ErrExists)
+	}
+	return err
 }
 
 // CanInit reports why no repository can be made in the store: it holds one, or
@@ -137,9 +152,8 @@ func (d *draft) fill(ctx context.Context, cfg InitConfig) error {
 	return d.putHalts(ctx, &rollout.Halts{Format: rollout.Format, Halts: []rollout.Halt{}})
 }
 
-// makeRoot creates version 1 of root. If it is there already, from an Init that
-// was cut off, it is taken over if it names the same keys.
-func (d *draft) makeRoot(ctx context.Context, cfg InitConfig) error {
+// newRoot makes version 1 of root, still unsigned.
+func (d *draft) newRoot(cfg InitConfig) error {
 	now := d.repo.moment()
 	md := metadata.Root()
 	md.Signed.Version = 1
@@ -156,6 +170,14 @@ func (d *draft) makeRoot(ctx context.Context, cfg InitConfig) error {
 		}
 		md.Signed.Roles[role] = &metadata.Role{KeyIDs: ids, Threshold: max(c.Threshold, 1)}
 	}
+	d.root = md
+	return nil
+}
+
+// makeRoot signs and creates version 1 of root. If it is there already, from an
+// Init that was cut off, it is taken over if it names the same keys.
+func (d *draft) makeRoot(ctx context.Context) error {
+	md := d.root
 	top := md.Signed.Roles[layout.RoleRoot]
 	signers, err := sign(ctx, md, layout.RoleRoot, top.KeyIDs, top.Threshold, d.repo.keys)
 	if err != nil {

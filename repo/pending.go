@@ -67,6 +67,7 @@ type Pending struct {
 	Compared Compared `json:"compared_with"`
 
 	desc  *descriptor
+	base  *state // nil: no repository is there
 	draft *draft
 	parts map[string]*pendingPart
 }
@@ -95,11 +96,75 @@ type PendingRole struct {
 // pendingPart is the metadata of one edited role, and its signatures.
 type pendingPart struct {
 	desc       descriptorRole
-	md         *targetsMetadata
+	md         *targetsMetadata // nil: it is root's
+	root       *rootMetadata
 	data       []byte // as it lies in the store
 	payload    []byte // what is signed
 	keys       map[string]*metadata.Key
 	signatures []metadata.Signature // that count, in the order of the role's keys
+}
+
+// head is the part of the metadata that every role has.
+func (part *pendingPart) head() head {
+	if part.root != nil {
+		s := &part.root.Signed
+		return head{&s.Version, &s.Expires, &s.UnrecognizedFields}
+	}
+	s := &part.md.Signed
+	return head{&s.Version, &s.Expires, &s.UnrecognizedFields}
+}
+
+// encode gives what lies in the store unsigned, and what keys sign.
+func (part *pendingPart) encode() (err error) {
+	if part.root != nil {
+		part.data, part.payload, err = encodeUnsigned(part.root)
+	} else {
+		part.data, part.payload, err = encodeUnsigned(part.md)
+	}
+	return err
+}
+
+// parse reads what lies in the store unsigned.
+func (part *pendingPart) parse(data []byte) (err error) {
+	part.data = data
+	if part.desc.Role == layout.RoleRoot {
+		part.root, part.payload, err = parseUnsigned(data, checkRoot)
+	} else {
+		part.md, part.payload, err = parseUnsigned(data, checkTargets)
+	}
+	return err
+}
+
+// signed is the metadata with the signatures that count, to be published.
+func (part *pendingPart) signed() ([]byte, error) {
+	if part.root != nil {
+		md := *part.root
+		md.Signatures = slices.Clone(part.signatures)
+		return md.ToBytes(false)
+	}
+	md := *part.md
+	md.Signatures = slices.Clone(part.signatures)
+	return md.ToBytes(false)
+}
+
+// is reports whether published metadata holds what the part holds.
+func (part *pendingPart) is(data []byte) bool {
+	var payload []byte
+	err := guard(func() (err error) {
+		if part.root != nil {
+			md := &rootMetadata{}
+			if _, err = md.FromBytes(data); err == nil {
+				_, payload, err = encodeUnsigned(md)
+			}
+			return err
+		}
+		md := &targetsMetadata{}
+		if _, err = md.FromBytes(data); err == nil {
+			_, payload, err = encodeUnsigned(md)
+		}
+		return err
+	})
+	return err == nil && bytes.Equal(payload, part.payload)
 }
 
 // Complete reports whether all roles have the signatures they need.
@@ -133,7 +198,7 @@ func (d *draft) waits(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	signing, lacking := false, false
-	for _, role := range d.edited() {
+	for _, role := range d.signable() {
 		have, threshold, err := d.atHand(ctx, role)
 		if err != nil {
 			return false, err
@@ -142,6 +207,14 @@ func (d *draft) waits(ctx context.Context) (bool, error) {
 		lacking = lacking || have < threshold
 	}
 	return signing && lacking, nil
+}
+
+// signable lists the roles of the draft that can wait for signatures.
+func (d *draft) signable() []string {
+	if d.base == nil {
+		return append([]string{layout.RoleRoot}, d.edited()...)
+	}
+	return d.edited()
 }
 
 // atHand counts the keys of a role that can be had, up to its threshold.
@@ -171,9 +244,13 @@ func (d *draft) stage(ctx context.Context, rebased string, kept map[string]*pend
 		return nil, err
 	}
 	desc := &descriptor{Format: pendingFormat, Created: d.repo.moment(), Rebased: rebased, By: clean(d.repo.by)}
-	desc.Base = descriptorBase{Root: d.root.Signed.Version, Targets: d.version(layout.RoleTargets)}
+	if d.base != nil {
+		desc.Base = descriptorBase{Root: d.root.Signed.Version, Targets: d.version(layout.RoleTargets)}
+	} else {
+		desc.Lifetimes = d.repo.onlineLifetimes()
+	}
 	parts := make(map[string]*pendingPart)
-	for _, role := range d.edited() {
+	for _, role := range d.signable() {
 		part := kept[role]
 		if part == nil {
 			var err error
@@ -194,7 +271,7 @@ func (d *draft) stage(ctx context.Context, rebased string, kept map[string]*pend
 	if err != nil {
 		return nil, err
 	}
-	desc.Title = title(d.edited(), words)
+	desc.Title = title(d.signable(), words)
 	if desc.ID, err = desc.makeID(); err != nil {
 		return nil, err
 	}
@@ -225,8 +302,11 @@ func (d *draft) stage(ctx context.Context, rebased string, kept map[string]*pend
 
 // prepare gives a role its next version, as it is to be signed.
 func (d *draft) prepare(ctx context.Context, role string) (*pendingPart, error) {
-	md := d.roles[role]
-	h := head{&md.Signed.Version, &md.Signed.Expires, &md.Signed.UnrecognizedFields}
+	part := &pendingPart{md: d.roles[role]}
+	if role == layout.RoleRoot {
+		part.root = d.root
+	}
+	h := part.head()
 	change, ids, threshold, err := d.freshen(ctx, role, h)
 	if err != nil {
 		return nil, err
@@ -234,8 +314,7 @@ func (d *draft) prepare(ctx context.Context, role string) (*pendingPart, error) 
 	if *h.version, err = d.freeVersion(ctx, role, change.From); err != nil {
 		return nil, err
 	}
-	part := &pendingPart{md: md}
-	if part.data, part.payload, err = encodeUnsigned(md); err != nil {
+	if err := part.encode(); err != nil {
 		return nil, fmt.Errorf("stage %s: %w", role, err)
 	}
 	if len(part.data) > maxMetadata {
@@ -257,11 +336,13 @@ func (d *draft) freeVersion(ctx context.Context, role string, from int64) (int64
 	for skip := range int64(maxSkips) {
 		name := layout.MetadataObject(role, from+1+skip)
 		_, err := d.repo.store.Stat(ctx, name)
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			return from + 1 + skip, nil
-		}
-		if err != nil {
+		case err != nil:
 			return 0, fmt.Errorf("look for %s: %w", name, err)
+		case role == layout.RoleRoot: // whose versions have no gaps
+			return 0, fmt.Errorf("%s %w: %w", d.repo.store, ErrExists, errRootTaken)
 		}
 	}
 	return 0, fmt.Errorf("stage %s: %d version numbers after %d are taken", role, maxSkips, from)

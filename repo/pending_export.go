@@ -169,14 +169,25 @@ func (r *recorder) Open(ctx context.Context, name string, offset int64) (io.Read
 	return io.NopCloser(bytes.NewReader(data[min(offset, int64(len(data))):])), info, nil
 }
 
+// Makes reports whether the bundle can be read without a pinned root: it brings
+// nothing that was published, so that all it can hold is a new repository.
+func (b *Bundle) Makes() bool {
+	for name := range b.Objects {
+		if strings.HasPrefix(name, layout.MetadataDir+"/") {
+			return false
+		}
+	}
+	return b.Kind == bundleChange
+}
+
 // OpenBundle is the repository as a bundle shows it, to read and sign its change
-// on a machine without network. cfg.Root must be pinned: all else in the bundle
-// is verified from there on, and nothing else is.
+// on a machine without network. cfg.Root must be pinned, unless the bundle makes
+// a new repository: all else in it is verified from there on, and nothing else is.
 func OpenBundle(b *Bundle, cfg Config) (*Repository, error) {
 	if b.Kind != bundleChange {
 		return nil, fmt.Errorf("%w: it holds signatures, and no change", ErrBadPending)
 	}
-	if len(cfg.Root) == 0 {
+	if len(cfg.Root) == 0 && !b.Makes() {
 		return nil, errors.New("a change from a file is verified from a pinned root on, and none was given")
 	}
 	return Open(&bundleStore{objects: maps.Clone(b.Objects), id: b.ID}, cfg), nil
@@ -283,7 +294,7 @@ type Imported struct {
 // says: one signature that does not count, and the bundle is refused
 // (ErrNotTrusted). If it brings nothing new, that is ErrExists.
 func (r *Repository) ImportPending(ctx context.Context, b *Bundle, dryRun bool) (*Imported, error) {
-	base, err := r.load(ctx)
+	base, err := r.loadAny(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -44,6 +45,15 @@ type descriptor struct {
 
 	Base  descriptorBase   `json:"base"`
 	Roles []descriptorRole `json:"roles"`
+
+	// Lifetimes of the online roles, which are made when a new repository is
+	// published: durations by role.
+	Lifetimes map[string]string `json:"lifetimes,omitempty"`
+}
+
+// makes reports whether the change makes a new repository.
+func (c *descriptor) makes() bool {
+	return slices.ContainsFunc(c.Roles, func(r descriptorRole) bool { return r.Role == layout.RoleRoot })
 }
 
 // descriptorBase is what the change was made on top of.
@@ -67,10 +77,11 @@ type descriptorRole struct {
 // reads the id aloud names the very bytes.
 func (c *descriptor) makeID() (string, error) {
 	data, err := json.Marshal(struct {
-		Rebased string
-		Base    descriptorBase
-		Roles   []descriptorRole
-	}{c.Rebased, c.Base, c.Roles})
+		Rebased   string
+		Base      descriptorBase
+		Roles     []descriptorRole
+		Lifetimes map[string]string `json:",omitempty"`
+	}{c.Rebased, c.Base, c.Roles, c.Lifetimes})
 	if err != nil {
 		return "", err
 	}
@@ -115,7 +126,7 @@ func (c *descriptor) check(id string) error {
 		switch {
 		case seen[r.Role]:
 			return fmt.Errorf("role %s stands twice", r.Role)
-		case r.Role == layout.RoleRoot, r.Role == layout.RoleSnapshot, r.Role == layout.RoleTimestamp:
+		case r.Role == layout.RoleSnapshot, r.Role == layout.RoleTimestamp:
 			return fmt.Errorf("role %s cannot wait for signatures", r.Role)
 		case r.From < 0 || r.To <= r.From || r.To-r.From > maxSkips: // no fast-forward
 			return fmt.Errorf("role %s goes from version %d to %d", r.Role, r.From, r.To)
@@ -125,6 +136,25 @@ func (c *descriptor) check(id string) error {
 			return fmt.Errorf("role %s names more than %d keys", r.Role, maxPendingKeys)
 		}
 		seen[r.Role] = true
+	}
+	if !c.makes() {
+		if len(c.Lifetimes) > 0 {
+			return errors.New("only a new repository has lifetimes")
+		}
+		return nil
+	}
+	for _, r := range c.Roles {
+		// Later versions of root cannot wait yet. Of no role is there a later
+		// one in a new repository: signed here, it would count in an old one.
+		if r.From != 0 || r.To != 1 || c.Base != (descriptorBase{}) {
+			return errors.New("it makes a new repository on top of another one")
+		}
+	}
+	for role, life := range c.Lifetimes {
+		d, err := time.ParseDuration(life)
+		if err != nil || d < time.Second || role != layout.RoleSnapshot && role != layout.RoleTimestamp {
+			return fmt.Errorf("%q is not a lifetime of role %q", clean(life), clean(role))
+		}
 	}
 	return nil
 }
@@ -202,8 +232,11 @@ func parseClosing(data []byte) (*Closing, error) {
 // targetsMetadata is the metadata of targets or of a delegated role.
 type targetsMetadata = metadata.Metadata[metadata.TargetsType]
 
+// rootMetadata is the metadata of root.
+type rootMetadata = metadata.Metadata[metadata.RootType]
+
 // encodeUnsigned gives the bytes that wait for signatures, and what keys sign.
-func encodeUnsigned(md *targetsMetadata) (data, payload []byte, err error) {
+func encodeUnsigned[T metadata.Roles](md *metadata.Metadata[T]) (data, payload []byte, err error) {
 	unsigned := *md
 	unsigned.Signatures = []metadata.Signature{}
 	if data, err = unsigned.ToBytes(false); err != nil {
@@ -216,27 +249,15 @@ func encodeUnsigned(md *targetsMetadata) (data, payload []byte, err error) {
 // parseUnsigned reads bytes that wait for signatures. They have to be exactly
 // those that encodeUnsigned gives, so that nothing in them escapes what is
 // shown, and what is signed is what was read.
-func parseUnsigned(data []byte) (*targetsMetadata, []byte, error) {
-	md := &targetsMetadata{}
+func parseUnsigned[T metadata.Roles](data []byte, check func(*T) error) (*metadata.Metadata[T], []byte, error) {
+	md := &metadata.Metadata[T]{}
 	var payload []byte
 	err := guard(func() error {
 		if _, err := md.FromBytes(data); err != nil {
 			return err
 		}
-		for path, tf := range md.Signed.Targets {
-			if tf == nil || tf.Length < 0 {
-				return fmt.Errorf("target %q has no valid entry", path)
-			}
-			if err := layout.CheckTargetPath(path); err != nil {
-				return err
-			}
-		}
-		if del := md.Signed.Delegations; del != nil {
-			for id, key := range del.Keys {
-				if key == nil {
-					return fmt.Errorf("key %q is null", id)
-				}
-			}
+		if err := check(&md.Signed); err != nil {
+			return err
 		}
 		var again []byte
 		var err error
@@ -252,6 +273,43 @@ func parseUnsigned(data []byte) (*targetsMetadata, []byte, error) {
 		return nil, nil, fmt.Errorf("%w: metadata: %w", ErrBadPending, err)
 	}
 	return md, payload, nil
+}
+
+// checkTargets refuses what would be nil later, and paths that lead elsewhere.
+func checkTargets(t *metadata.TargetsType) error {
+	for path, tf := range t.Targets {
+		if tf == nil || tf.Length < 0 {
+			return fmt.Errorf("target %q has no valid entry", path)
+		}
+		if err := layout.CheckTargetPath(path); err != nil {
+			return err
+		}
+	}
+	if t.Delegations != nil {
+		return checkKeys(t.Delegations.Keys)
+	}
+	return nil
+}
+
+func checkRoot(r *metadata.RootType) error {
+	for _, name := range metadata.TOP_LEVEL_ROLE_NAMES {
+		if r.Roles[name] == nil {
+			return fmt.Errorf("root names no role %s", name)
+		}
+	}
+	if len(r.Roles) != len(metadata.TOP_LEVEL_ROLE_NAMES) || !r.ConsistentSnapshot {
+		return errors.New("root names other roles, or has no consistent snapshots")
+	}
+	return checkKeys(r.Keys)
+}
+
+func checkKeys(keys map[string]*metadata.Key) error {
+	for id, key := range keys {
+		if key == nil {
+			return fmt.Errorf("key %q is null", id)
+		}
+	}
+	return nil
 }
 
 // guard runs a step that feeds hostile bytes to go-tuf, which dereferences

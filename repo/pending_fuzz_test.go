@@ -59,14 +59,14 @@ func FuzzPendingMetadata(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if _, _, err := parseUnsigned(data); err != nil {
+	if _, _, err := parseUnsigned(data, checkTargets); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(data)
 	f.Add([]byte(`{"signatures":[],"signed":{"_type":"targets","targets":{"a":null}}}`))
 	f.Add([]byte(`{"signatures":[],"signed":{"_type":"targets","delegations":{"keys":{"a":null}}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		md, payload, err := parseUnsigned(data)
+		md, payload, err := parseUnsigned(data, checkTargets)
 		if err != nil {
 			return
 		}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -97,6 +96,9 @@ func (r *Repository) PublishPending(ctx context.Context, id string, dryRun bool)
 		}
 		return d, !dryRun, err
 	})
+	if errors.Is(err, ErrNoRepository) {
+		change, err = r.publishNew(ctx, id, dryRun)
+	}
 	if errors.Is(err, ErrExists) || err == nil && !dryRun {
 		// A publish that was cut off right after the commit is finished here.
 		if cerr := r.close(ctx, id, Closing{Outcome: outcomePublished}); cerr != nil && err == nil {
@@ -172,8 +174,12 @@ func (p *Pending) contents(ctx context.Context) error {
 // planSigned fills in the result of a dry run.
 func (d *draft) planSigned(ctx context.Context) error {
 	d.result.DryRun, d.result.Attempts = true, 1
-	for _, role := range d.edited() {
+	for _, role := range d.signable() {
 		change := d.signed[role].change()
+		if role == layout.RoleRoot {
+			d.result.Roles = append(d.result.Roles, change)
+			continue
+		}
 		var err error
 		if change.Targets, err = d.changes(ctx, role); err != nil {
 			return err
@@ -184,7 +190,7 @@ func (d *draft) planSigned(ctx context.Context) error {
 }
 
 func (part *pendingPart) change() RoleChange {
-	c := RoleChange{Role: part.desc.Role, From: part.desc.From, To: part.desc.To, Expires: part.md.Signed.Expires}
+	c := RoleChange{Role: part.desc.Role, From: part.desc.From, To: part.desc.To, Expires: *part.head().expires}
 	for _, s := range part.signatures {
 		c.Signers = append(c.Signers, s.KeyID)
 	}
@@ -197,12 +203,12 @@ func (part *pendingPart) change() RoleChange {
 func (d *draft) writeSigned(ctx context.Context, part *pendingPart, written map[string][]byte) (int64, error) {
 	change := part.change()
 	var err error
-	if change.Targets, err = d.changes(ctx, change.Role); err != nil {
-		return 0, err
+	if part.root == nil {
+		if change.Targets, err = d.changes(ctx, change.Role); err != nil {
+			return 0, err
+		}
 	}
-	md := *part.md
-	md.Signatures = slices.Clone(part.signatures)
-	data, err := md.ToBytes(false)
+	data, err := part.signed()
 	if err != nil {
 		return 0, err
 	}
@@ -225,17 +231,7 @@ func (d *draft) sameSigned(ctx context.Context, name string, part *pendingPart) 
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error {
-		md := &targetsMetadata{}
-		if _, err := md.FromBytes(data); err != nil {
-			return err
-		}
-		if same, err := part.isSigned(md); err != nil || !same {
-			return errors.Join(err, errOther)
-		}
-		return nil
-	})
-	if err != nil {
+	if !part.is(data) {
 		return nil, fmt.Errorf("%w: the version is taken by another change", ErrStale)
 	}
 	return data, nil
@@ -244,7 +240,7 @@ func (d *draft) sameSigned(ctx context.Context, name string, part *pendingPart) 
 // AbandonPending gives a waiting change up: nobody signs or publishes it any
 // more. One that is closed already is ErrClosed or ErrExists.
 func (r *Repository) AbandonPending(ctx context.Context, id, reason string) (*Pending, error) {
-	base, err := r.load(ctx)
+	base, err := r.loadAny(ctx)
 	if err != nil {
 		return nil, err
 	}

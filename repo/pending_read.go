@@ -22,18 +22,28 @@ import (
 // from the metadata that is to be signed, against what is published now. An
 // unknown id is fs.ErrNotExist; what is no change is ErrBadPending.
 func (r *Repository) Pending(ctx context.Context, id string) (*Pending, error) {
-	base, err := r.load(ctx)
+	base, err := r.loadAny(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return r.pendingOn(ctx, base, id)
 }
 
+// loadAny is load, but for a place where no repository is yet: then the state is
+// nil, and no error.
+func (r *Repository) loadAny(ctx context.Context) (*state, error) {
+	base, err := r.load(ctx)
+	if errors.Is(err, ErrNoRepository) {
+		return nil, nil
+	}
+	return base, err
+}
+
 // Pendings lists the waiting changes, oldest first, and those that are closed
 // too if asked for. One that is bad is listed as such. To sign one, read it with
 // Pending.
 func (r *Repository) Pendings(ctx context.Context, closed bool) ([]*Pending, error) {
-	base, err := r.load(ctx)
+	base, err := r.loadAny(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +64,9 @@ func (r *Repository) Pendings(ctx context.Context, closed bool) ([]*Pending, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list changes: %w", err)
+	}
+	if base == nil && len(ids) == 0 {
+		return nil, fmt.Errorf("%w in %s: run init first, or check --repo", ErrNoRepository, r.store)
 	}
 	list := []*Pending{}
 	for _, id := range ids {
@@ -82,11 +95,11 @@ func (r *Repository) pendingOn(ctx context.Context, base *state, id string) (*Pe
 	if err := p.judge(ctx); err != nil {
 		return nil, err
 	}
-	if !p.Compared.Expires.After(r.now()) {
+	if p.Compared.Timestamp > 0 && !p.Compared.Expires.After(r.now()) {
 		p.Notes = append(p.Notes, "what this is compared with has expired: something newer may be published")
 	}
 	for _, st := range p.Roles {
-		life := roleLifetime(st.Role, p.parts[st.Role].md.Signed.UnrecognizedFields)
+		life := roleLifetime(st.Role, *p.parts[st.Role].head().fields)
 		if st.Expires.Sub(r.now()) > life+24*time.Hour {
 			p.Notes = append(p.Notes, fmt.Sprintf("ATTENTION: role %s would be valid until %s, which is longer than its lifetime of %s", st.Role, st.Expires.Format(time.RFC3339), life))
 		}
@@ -98,6 +111,9 @@ func (r *Repository) pendingOn(ctx context.Context, base *state, id string) (*Pe
 	for i := range p.Roles {
 		role := &p.Roles[i]
 		role.Words = append([]string{}, words[role.Role]...)
+		if role.Role == layout.RoleRoot {
+			continue
+		}
 		if role.Targets, err = p.draft.changes(ctx, role.Role); err != nil {
 			return nil, err
 		}
@@ -123,8 +139,16 @@ func (r *Repository) readPending(ctx context.Context, base *state, id string) (*
 	}
 	p := &Pending{
 		ID: id, Title: clean(desc.Title), By: clean(desc.By), Created: desc.Created, Rebased: desc.Rebased, Roles: []PendingRole{},
-		desc: desc, draft: r.draftOn(base), parts: make(map[string]*pendingPart),
-		Compared: Compared{base.trusted.Timestamp.Signed.Version, base.trusted.Timestamp.Signed.Expires},
+		desc: desc, base: base, parts: make(map[string]*pendingPart),
+	}
+	switch {
+	case desc.makes():
+		p.draft = r.makingDraft(desc)
+	case base == nil:
+		return nil, fmt.Errorf("change %s: %w in %s", id, ErrNoRepository, r.store)
+	default:
+		p.draft = r.draftOn(base)
+		p.Compared = Compared{base.trusted.Timestamp.Signed.Version, base.trusted.Timestamp.Signed.Expires}
 	}
 	for _, role := range desc.Roles {
 		part, err := r.readPart(ctx, id, role)
@@ -132,7 +156,11 @@ func (r *Repository) readPending(ctx context.Context, base *state, id string) (*
 			return nil, fmt.Errorf("change %s: %w", id, err)
 		}
 		p.parts[role.Role] = part
-		p.draft.roles[role.Role] = part.md
+		if part.root != nil {
+			p.draft.root = part.root
+		} else {
+			p.draft.roles[role.Role] = part.md
+		}
 	}
 	for _, role := range desc.Roles { // now that a new delegator is known
 		if err := p.readSignatures(ctx, r, p.parts[role.Role]); err != nil {
@@ -160,11 +188,11 @@ func (r *Repository) readPart(ctx context.Context, id string, role descriptorRol
 	if err != nil {
 		return nil, err
 	}
-	part := &pendingPart{desc: role, data: data}
-	if part.md, part.payload, err = parseUnsigned(data); err != nil {
+	part := &pendingPart{desc: role}
+	if err := part.parse(data); err != nil {
 		return nil, fmt.Errorf("role %s: %w", role.Role, err)
 	}
-	if sum := sha256.Sum256(part.payload); hex.EncodeToString(sum[:]) != role.SHA256 || part.md.Signed.Version != role.To {
+	if sum := sha256.Sum256(part.payload); hex.EncodeToString(sum[:]) != role.SHA256 || *part.head().version != role.To {
 		return nil, fmt.Errorf("%w: the metadata of role %s is not that which the change names", ErrBadPending, role.Role)
 	}
 	return part, nil
@@ -175,7 +203,7 @@ func (r *Repository) readPart(ctx context.Context, id string, role descriptorRol
 func (p *Pending) readSignatures(ctx context.Context, r *Repository, part *pendingPart) error {
 	role := part.desc.Role
 	st := PendingRole{
-		Role: role, From: part.desc.From, To: part.desc.To, Expires: part.md.Signed.Expires, SHA256: part.desc.SHA256,
+		Role: role, From: part.desc.From, To: part.desc.To, Expires: *part.head().expires, SHA256: part.desc.SHA256,
 		Signed: []string{}, Unsigned: []string{},
 	}
 	ids, threshold, err := p.draft.authority(ctx, role)
@@ -262,6 +290,9 @@ func (p *Pending) judge(ctx context.Context) error {
 		return nil
 	}
 	p.Closed = nil // it says what is not so
+	if p.desc.makes() && p.base != nil {
+		p.Why = append(p.Why, "another repository was made here meanwhile")
+	}
 	for i := range p.Roles {
 		m, err := p.misfit(ctx, p.parts[p.Roles[i].Role])
 		if err != nil {
@@ -282,17 +313,19 @@ func (p *Pending) judge(ctx context.Context) error {
 
 // published reports whether what the change holds is what is published.
 func (p *Pending) published(ctx context.Context) (bool, error) {
+	if p.base == nil {
+		return false, nil
+	}
 	for _, part := range p.parts {
-		if p.draft.version(part.desc.Role) != part.desc.To {
+		if !p.desc.makes() && p.draft.version(part.desc.Role) != part.desc.To {
 			return false, nil
 		}
-		md, err := p.draft.base.role(ctx, part.desc.Role)
-		if err != nil {
-			return false, err
+		_, err := p.draft.sameSigned(ctx, layout.MetadataObject(part.desc.Role, part.desc.To), part)
+		if errors.Is(err, ErrStale) || errors.Is(err, fs.ErrNotExist) {
+			return false, nil
 		}
-		same, err := part.isSigned(md)
-		if err != nil || !same {
-			return false, err
+		if err != nil {
+			return false, fmt.Errorf("role %s: %w", part.desc.Role, err)
 		}
 	}
 	return true, nil
@@ -301,18 +334,15 @@ func (p *Pending) published(ctx context.Context) (bool, error) {
 // overtaken reports whether all its roles are published in its version or a
 // later one.
 func (p *Pending) overtaken() bool {
+	if p.desc.makes() {
+		return false
+	}
 	for _, part := range p.parts {
 		if p.draft.version(part.desc.Role) < part.desc.To {
 			return false
 		}
 	}
 	return true
-}
-
-// isSigned reports whether md is the part, with signatures.
-func (part *pendingPart) isSigned(md *targetsMetadata) (bool, error) {
-	_, payload, err := encodeUnsigned(md)
-	return err == nil && string(payload) == string(part.payload), err
 }
 
 // misfit is why a role no longer fits what is published.
@@ -342,7 +372,7 @@ func (p *Pending) misfit(ctx context.Context, part *pendingPart) (m misfit, err 
 	case threshold != part.desc.Threshold || !slices.Equal(ids, part.desc.KeyIDs):
 		m.say(false, "role %s has other keys or another threshold by now", role)
 	}
-	if !part.md.Signed.Expires.After(d.repo.now()) {
+	if !part.head().expires.After(d.repo.now()) {
 		m.say(true, "its metadata of role %s has expired", role)
 	}
 	taken, err := d.taken(ctx, part)

@@ -31,6 +31,9 @@ func (r *Repository) RebasePending(ctx context.Context, id string) (*Pending, er
 	if err != nil {
 		return nil, err
 	}
+	if p.desc.makes() {
+		return nil, fmt.Errorf("change %s makes a new repository: %w: run init again", id, ErrStale)
+	}
 	if err := p.judge(ctx); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,13 @@ const maxShown = 1 << 20
 // it names. Fields that it has no words for it shows as they are.
 func (d *draft) describe(ctx context.Context) (map[string][]string, error) {
 	words := make(map[string][]string)
+	if d.base == nil {
+		w := &wording{draft: d, role: layout.RoleRoot}
+		if err := w.newRoot(); err != nil {
+			return nil, err
+		}
+		words[layout.RoleRoot] = w.lines
+	}
 	for _, role := range d.edited() {
 		w := &wording{draft: d, role: role, after: &d.roles[role].Signed, before: &metadata.TargetsType{}}
 		if d.base != nil {
@@ -555,6 +562,41 @@ func (w *wording) otherFields(what string, old, new map[string]any, said ...stri
 	return nil
 }
 
+// newRoot says who is trusted with a repository that is to be made.
+func (w *wording) newRoot() error {
+	r := &w.root.Signed
+	w.say("a NEW repository, whose root is trusted from now on")
+	for _, name := range []string{layout.RoleRoot, layout.RoleTargets, layout.RoleSnapshot, layout.RoleTimestamp} {
+		role := r.Roles[name]
+		w.say("root: role %s: %d of %d signatures", name, role.Threshold, len(role.KeyIDs))
+		for _, id := range role.KeyIDs {
+			w.detail("key " + fingerprint(id))
+		}
+		rest, err := flattened(role.UnrecognizedFields)
+		if err != nil {
+			return err
+		}
+		w.detail(differences(nil, rest)...)
+	}
+	fields := map[string]any{"declared key": r.Keys}
+	for name, value := range r.UnrecognizedFields {
+		if name != tuf.SignedAtField {
+			fields["field "+name] = value
+		}
+	}
+	if r.SpecVersion != metadata.SPECIFICATION_VERSION {
+		fields["spec_version"] = r.SpecVersion
+	}
+	rest, err := flattened(fields)
+	if err != nil {
+		return err
+	}
+	for _, line := range differences(nil, rest) {
+		w.say("root: %s", line)
+	}
+	return nil
+}
+
 // delegations says who may speak for what from now on.
 func (w *wording) delegations() error {
 	before, after := delegatedRoles(w.before), delegatedRoles(w.after)
@@ -808,13 +850,19 @@ func (p *Pending) Exact() (map[string][]string, error) {
 	all := make(map[string][]string)
 	for name, part := range p.parts {
 		before := map[string]string{}
-		if published := p.draft.base.trusted.Targets[name]; published != nil {
+		if p.draft.base != nil && p.draft.base.trusted.Targets[name] != nil {
 			var err error
-			if before, err = flattened(published.Signed); err != nil {
+			if before, err = flattened(p.draft.base.trusted.Targets[name].Signed); err != nil {
 				return nil, err
 			}
 		}
-		after, err := flattened(part.md.Signed)
+		var signed any
+		if part.root != nil {
+			signed = part.root.Signed
+		} else {
+			signed = part.md.Signed
+		}
+		after, err := flattened(signed)
 		if err != nil {
 			return nil, err
 		}

@@ -30,10 +30,12 @@ func newInit(a *app) *cobra.Command {
 		Long: `init makes a new, empty repository. Each role gets one key, which is made in the
 first directory of --keys unless a key file of the role's name lies there or
 --key names one. For production, give the roles that decide more keys and
-higher thresholds.`,
+higher thresholds. If not all who have to sign are here, the new repository
+waits for their signatures as any change does: see sign, export and publish.`,
 		Example: `  patchkeep init --repo ./repo --keys ./keys
   patchkeep init --repo 's3://patches/prod?region=eu-central-1' --keys ./keys --product hello
-  patchkeep init --repo ./repo --keys ./keys --key root=anna.pub --key root=ben.pub --threshold root=2`,
+  patchkeep init --repo ./repo --keys ./keys --key root=anna.pub --key root=ben.pub --threshold root=2
+  patchkeep init --repo ./repo --keys ./online --pending --key root=anna.pub --key root=ben.pub --key root=carl.pub --threshold root=2`,
 		Args: cobra.NoArgs,
 		RunE: in.run,
 	}
@@ -43,6 +45,7 @@ higher thresholds.`,
 	f.StringArrayVar(&in.keys, "key", nil, "ROLE=FILE: a role's public key (NAME.pub) or key file, instead of a new one; may be repeated")
 	f.StringArrayVar(&in.thresholds, "threshold", nil, "ROLE=N: how many keys must sign for a role; may be repeated")
 	f.StringArrayVar(&in.lifetimes, "lifetime", nil, "ROLE=DURATION: how long a role's metadata is valid, such as timestamp=72h; may be repeated")
+	addWaitFlags(a, cmd)
 	f.StringVar(&in.algorithm, "algorithm", "ed25519", "algorithm of new keys: ed25519 or ecdsa-p256")
 	return cmd
 }
@@ -86,7 +89,7 @@ func (in *initCommand) run(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	r := repo.Open(s, repo.Config{Keys: keysOf(ring)})
+	r := repo.Open(s, repo.Config{Keys: keysOf(ring), Pending: in.waiting(), By: whoAmI()})
 	if err := r.CanInit(ctx); err != nil { // before keys are made
 		return err
 	}
@@ -103,11 +106,17 @@ func (in *initCommand) run(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	result := struct {
-		Repository string     `json:"repository"`
-		Roles      []madeRole `json:"roles"`
-		Timestamp  int64      `json:"timestamp"`
-	}{s.String(), made, change.Timestamp}
-	return cli.Print(cmd, result, func(w io.Writer) error { return in.print(w, s.String(), made) })
+		Repository string        `json:"repository"`
+		Roles      []madeRole    `json:"roles"`
+		Timestamp  int64         `json:"timestamp"`
+		Pending    *repo.Pending `json:"pending,omitempty"`
+	}{s.String(), made, change.Timestamp, change.Pending}
+	return cli.Print(cmd, result, func(w io.Writer) error {
+		if change.Pending != nil {
+			return printWaiting(w, change.Pending, "a new repository in "+s.String())
+		}
+		return in.print(w, s.String(), made)
+	})
 }
 
 // parse reads the flags that say who speaks for a role.

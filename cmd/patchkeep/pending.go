@@ -23,9 +23,12 @@ func waitFlags(a *app, cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		waitFlags(a, sub)
 	}
-	if cmd.Flags().Lookup("dry-run") == nil {
-		return
+	if cmd.Flags().Lookup("dry-run") != nil {
+		addWaitFlags(a, cmd)
 	}
+}
+
+func addWaitFlags(a *app, cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&a.pending, "pending", false, "let the change wait for signatures of others, even if the keys at hand suffice")
 	cmd.Flags().BoolVar(&a.noPending, "no-pending", false, "refuse the change if the keys at hand do not suffice, instead of letting it wait")
 	cmd.MarkFlagsMutuallyExclusive("pending", "no-pending")
@@ -168,7 +171,11 @@ func printPending(w io.Writer, p *repo.Pending, ring *signing.Keyring) error {
 	if p.Rebased != "" {
 		fmt.Fprintf(w, "  takes the place of change %s\n", p.Rebased)
 	}
-	fmt.Fprintf(w, "  compared with what is published: timestamp %d, valid until %s\n", p.Compared.Timestamp, p.Compared.Expires.Format(time.RFC3339))
+	if p.Compared.Timestamp == 0 {
+		fmt.Fprintln(w, "  nothing is published here yet; compare the keys below with their owners")
+	} else {
+		fmt.Fprintf(w, "  compared with what is published: timestamp %d, valid until %s\n", p.Compared.Timestamp, p.Compared.Expires.Format(time.RFC3339))
+	}
 	for _, r := range p.Roles {
 		fmt.Fprintf(w, "\n%s: version %d, after %d, valid until %s\n", r.Role, r.To, r.From, r.Expires.Format(time.RFC3339))
 		for _, line := range r.Words {

@@ -56,7 +56,7 @@ to a small file for import.`,
 		RunE:              in.run,
 	}
 	f := cmd.Flags()
-	f.StringVar(&in.file, "file", "", "file that export has made; needs no repository, but --root")
+	f.StringVar(&in.file, "file", "", "file that export has made; needs no repository, but --root, unless it makes a new one")
 	f.StringVarP(&in.output, "output", "o", "", "file for the signatures, which must not exist yet (default: that of --file with .signatures at its end)")
 	f.StringVar(&in.rootFile, "root", "", "pinned root metadata, to verify what is published against (default: the repository's first root is taken at its word)")
 	f.BoolVarP(&in.yes, "yes", "y", false, "do not ask; for scripts, and for changes that were read before with pending show")
@@ -107,7 +107,11 @@ func (in *signCommand) keysAndRoot(ctx context.Context) (*signing.Keyring, []byt
 // offline signs what a file holds.
 func (in *signCommand) offline(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	if in.rootFile == "" {
+	b, err := readBundle(cmd, in.file)
+	if err != nil {
+		return err
+	}
+	if in.rootFile == "" && !b.Makes() {
 		return cli.WithHint(cli.Usagef("--file needs --root: only from a root that was pinned before can a file be verified"),
 			"take the root.json that the machines were enrolled with")
 	}
@@ -116,10 +120,6 @@ func (in *signCommand) offline(cmd *cobra.Command) error {
 	}
 	if _, err := os.Lstat(in.output); err == nil && !*in.dryRun {
 		return fmt.Errorf("write signatures: %s: %w", in.output, fs.ErrExist)
-	}
-	b, err := readBundle(cmd, in.file)
-	if err != nil {
-		return err
 	}
 	ring, root, err := in.keysAndRoot(ctx)
 	if err != nil {
