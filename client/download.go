@@ -23,29 +23,47 @@ type DownloadOptions struct {
 	Progress func(done, total int64)
 	// Bases are files on this machine that the target may share bytes with, such
 	// as the version installed before, the likeliest first. What is taken from
-	// them is verified like what comes from a mirror.
+	// them is verified like what comes from a mirror. If a delta from one of them
+	// is published, it is fetched in place of the file.
 	Bases []fetch.Base
 }
 
-// Download brings a target to dest: see fetch.File.
+// Download brings a target to dest: see fetch.File. With a base, and a delta from
+// it, little is fetched; whatever is wrong with either, the whole file is then.
 func (c *Client) Download(ctx context.Context, targetPath, dest string, o DownloadOptions) (*tuf.Target, fetch.Result, error) {
 	t, err := c.Target(ctx, targetPath)
 	if err != nil {
 		return nil, fetch.Result{}, err
 	}
-	req := fetch.Request{
-		Length: t.Length, Hashes: t.Hashes, Dest: dest, Bases: o.Bases, Progress: o.Progress,
-	}
-	if !present(dest, t.Length) { // a block list does not help to check what is there
-		if req.Blocks, err = c.blocks(ctx, t); err != nil {
-			return nil, fetch.Result{}, err
+	var res fetch.Result
+	var done bool
+	isThere := present(dest, t.Length)
+	if !isThere {
+		if res, done, err = c.viaDelta(ctx, t, dest, o); err != nil {
+			return nil, res, err
 		}
 	}
-	res, err := c.file(ctx, t, req)
-	if err != nil {
-		return nil, res, err
+	if !done {
+		whole, err := c.downloadWhole(ctx, t, dest, o, !isThere)
+		res = plus(whole, res)
+		if err != nil {
+			return nil, res, err
+		}
 	}
+	forgetDelta(dest)
 	return t, res, nil
+}
+
+// downloadWhole brings a target to dest without a delta.
+func (c *Client) downloadWhole(ctx context.Context, t *tuf.Target, dest string, o DownloadOptions, blocks bool) (fetch.Result, error) {
+	req := fetch.Request{Length: t.Length, Hashes: t.Hashes, Dest: dest, Bases: o.Bases, Progress: o.Progress}
+	if blocks { // a block list does not help to check what is there
+		var err error
+		if req.Blocks, err = c.blocks(ctx, t); err != nil {
+			return fetch.Result{}, err
+		}
+	}
+	return c.file(ctx, t, req)
 }
 
 // file fetches a target from the servers in their order, which are chosen anew
@@ -83,6 +101,17 @@ func (c *Client) file(ctx context.Context, t *tuf.Target, req fetch.Request) (fe
 		}
 		zerolog.Ctx(ctx).Info().Str("target", t.Path).Msg("this machine is on another network: the download goes on there")
 	}
+}
+
+// plus is how a file came with what was read in vain before.
+func plus(res, before fetch.Result) fetch.Result {
+	res.Bytes += before.Bytes
+	res.Elapsed += before.Elapsed
+	for _, s := range before.Sources {
+		s.Gave = false
+		res.Sources = append(res.Sources, s)
+	}
+	return res
 }
 
 func present(dest string, length int64) bool {

@@ -41,15 +41,28 @@ func (f *fixture) read(t testing.TB, path, sum string) []byte {
 }
 
 func TestDeltas(t *testing.T) {
-	onEachStore(t, func(t *testing.T, f *fixture) { deltas(t, f, 100_000) })
+	onEachStore(t, deltas)
 }
 
-func TestDeltaWithBlockList(t *testing.T) { deltas(t, newFixture(t), 4<<20+1) }
+// A delta of more than 4 MiB has a block list, like any file.
+func TestDeltaWithBlockList(t *testing.T) {
+	f := newFixture(t)
+	old := randomBytes(3 << 20)
+	f.add(t, "1.0", old)
+	pub, err := f.addFrom(t, "1.1", "hello.bin", append(randomBytes(4<<20+1), old...), repo.AddOptions{DeltaFrom: []string{"1.0"}})
+	if err != nil || len(pub.Deltas) != 1 || !pub.Deltas[0].Blocks || pub.Deltas[0].Length <= 4<<20 {
+		t.Fatalf("%+v, %v", pub, err)
+	}
+	f.mustVerify(t)
+	change, err := f.repo.WithdrawPatch(t.Context(), "hello", "1.1", false)
+	if err != nil || len(change.Roles[0].Targets) != 4 {
+		t.Errorf("withdrawn: %+v, %v", change, err)
+	}
+}
 
-// deltas publishes one with so many new bytes.
-func deltas(t *testing.T, f *fixture, added int) {
-	old, older := randomBytes(added-1), randomBytes(added/50)
-	next := append(append(randomBytes(added), old...), older...)
+func deltas(t *testing.T, f *fixture) {
+	old, older := randomBytes(99_999), randomBytes(2000)
+	next := append(append(randomBytes(100_000), old...), older...)
 	from := map[string][]byte{"1.0": older, "1.1": old}
 	f.add(t, "1.0", older)
 	base := f.add(t, "1.1", old)
@@ -57,7 +70,7 @@ func deltas(t *testing.T, f *fixture, added int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(pub.Deltas) != 2 || pub.Deltas[0].Skipped != "" || pub.Deltas[0].Blocks != (added > 4<<20) || pub.Deltas[0].Length > int64(added+added/10) {
+	if len(pub.Deltas) != 2 || pub.Deltas[0].Skipped != "" || pub.Deltas[0].Blocks || pub.Deltas[0].Length > 110_000 {
 		t.Fatalf("deltas: %+v", pub.Deltas)
 	}
 	if !strings.Contains(pub.Deltas[1].Skipped, "more than 60 %") || pub.Deltas[1].Path != "" {
@@ -87,7 +100,7 @@ func deltas(t *testing.T, f *fixture, added int) {
 	for _, r := range change.Roles {
 		removed += len(r.Targets)
 	}
-	if r := f.mustVerify(t); removed != map[bool]int{false: 2, true: 4}[pub.Deltas[0].Blocks] || r.Patches != 2 || r.Deltas != 0 || len(r.Warnings) != 0 {
+	if r := f.mustVerify(t); removed != 2 || r.Patches != 2 || r.Deltas != 0 || len(r.Warnings) != 0 {
 		t.Errorf("withdrawn: %d targets removed, %+v", removed, r)
 	}
 }

@@ -53,6 +53,7 @@ type Result struct {
 	Copied  int64         // taken over from Bases
 	Sources []Source      // how each mirror did
 	Reused  bool          // Dest was right already
+	Delta   bool          // made out of a base and a delta
 	Elapsed time.Duration // in all
 }
 

@@ -42,10 +42,14 @@ func openPart(dest string) (*part, error) {
 	p := &part{dir: dir, name: filepath.Base(dest)}
 	p.base = p.name
 	if len(p.base)+len(".part.json.new") > maxName {
-		sum := sha256.Sum256([]byte(p.base))
-		p.base = hex.EncodeToString(sum[:])
+		p.base = hashedName(p.base)
 	}
 	return p, nil
+}
+
+func hashedName(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:])
 }
 
 func (p *part) data() string { return p.base + ".part" }
