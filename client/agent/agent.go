@@ -162,9 +162,10 @@ func (a *Agent) path(parts ...string) string {
 	return filepath.Join(append([]string{a.opts.Dir}, parts...)...)
 }
 
-// Download fetches and verifies any target file that the repository signs.
-// It asks neither ring nor halts: the file is for looking at.
-func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Target, fetch.Result, error) {
+// Download fetches and verifies any target file that the repository signs. bases
+// are files that it may share bytes with. It asks neither ring nor halts: the
+// file is for looking at.
+func (a *Agent) Download(ctx context.Context, targetPath, out string, bases ...fetch.Base) (*tuf.Target, fetch.Result, error) {
 	s, err := a.begin(ctx)
 	if err != nil {
 		return nil, fetch.Result{}, err
@@ -173,7 +174,7 @@ func (a *Agent) Download(ctx context.Context, targetPath, out string) (*tuf.Targ
 	if err := s.client.Refresh(ctx); err != nil {
 		return nil, fetch.Result{}, fmt.Errorf("refresh metadata: %w", err)
 	}
-	t, res, err := s.client.Download(ctx, targetPath, out, client.DownloadOptions{Progress: a.progress(targetPath)})
+	t, res, err := s.client.Download(ctx, targetPath, out, client.DownloadOptions{Progress: a.progress(targetPath), Bases: bases})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, res, fmt.Errorf("%s: the repository has no such target: %w", targetPath, err)
 	}

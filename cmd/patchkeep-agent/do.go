@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
 )
 
@@ -190,13 +192,16 @@ nothing is installed until they are well again.`,
 
 func newDownload() *cobra.Command {
 	var out string
+	var bases []string
 	cmd := &cobra.Command{
 		Use:   "download TARGETPATH --output FILE",
 		Short: "Fetch and verify a file of the repository, to look at it",
 		Long: `download fetches any target that the repository signs, verifies it, and installs
-nothing. It asks neither the ring's plan nor the halts.`,
-		Example: "  patchkeep-agent download patches/hello/1.1/any/hello.tar.gz --output hello.tar.gz",
-		Args:    cobra.ExactArgs(1),
+nothing. It asks neither the ring's plan nor the halts. With --base, only what is
+new is fetched, where a delta is published or blocks are the same.`,
+		Example: "  patchkeep-agent download patches/hello/1.1/any/hello.tar.gz --output hello.tar.gz\n" +
+			"  patchkeep-agent download patches/hello/1.1/any/hello.deb --output hello.deb --base hello-1.0.deb",
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			progress, stop := bars(cmd)
 			a, err := open(cmd, progress)
@@ -207,7 +212,14 @@ nothing. It asks neither the ring's plan nor the halts.`,
 			if err != nil {
 				return err
 			}
-			t, res, err := a.Download(cmd.Context(), args[0], out)
+			var have []fetch.Base
+			for _, b := range bases {
+				if _, err := os.Stat(b); err != nil {
+					return fmt.Errorf("base: %w", err)
+				}
+				have = append(have, fetch.Base{Path: b})
+			}
+			t, res, err := a.Download(cmd.Context(), args[0], out, have...)
 			stop()
 			if err != nil {
 				return err
@@ -219,14 +231,21 @@ nothing. It asks neither the ring's plan nor the halts.`,
 				SHA256  string `json:"sha256"`
 				Role    string `json:"role"`
 				Fetched int64  `json:"fetched"` // bytes from the network
-			}{t.Path, out, t.Length, t.SHA256, t.Role, res.Bytes}
+				Copied  int64  `json:"copied"`  // bytes out of a base
+				Delta   bool   `json:"delta"`   // made out of a base and a delta
+			}{t.Path, out, t.Length, t.SHA256, t.Role, res.Bytes, res.Copied, res.Delta}
 			return cli.Print(cmd, v, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "%s\n%s, SHA-256 %s, signed by %s\n", out, cli.Bytes(t.Length), t.SHA256, t.Role)
+				how := ""
+				if res.Copied > 0 {
+					how = fmt.Sprintf("%s fetched, %s were here\n", cli.Bytes(res.Bytes), cli.Bytes(res.Copied))
+				}
+				_, err := fmt.Fprintf(w, "%s\n%s, SHA-256 %s, signed by %s\n%s", out, cli.Bytes(t.Length), t.SHA256, t.Role, how)
 				return err
 			})
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write")
+	cmd.Flags().StringArrayVar(&bases, "base", nil, "file that it may share bytes with, such as an earlier version; may be repeated")
 	_ = cmd.MarkFlagRequired("output")
 	return cmd
 }
