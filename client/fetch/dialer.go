@@ -35,7 +35,7 @@ const maxProxies = 16 // remembered; a system has one or two
 func newDialer(o *Options) *dialer {
 	d := &dialer{nextProxy: o.Proxy}
 	if d.nextProxy == nil {
-		d.nextProxy = systemProxy
+		d.nextProxy = systemProxy()
 	}
 	for _, host := range o.Inside {
 		host = strings.ToLower(host)
