@@ -146,3 +146,16 @@ func TestOldLogsGo(t *testing.T) {
 		t.Fatalf("%d logs are left, %v; the newest and the one before are to stay", len(left), err)
 	}
 }
+
+// Above the words that an action failed stands why; far below it the log ends.
+func TestMSILogNamesWhatFailed(t *testing.T) {
+	b := newBench(t)
+	log := filepath.Join(b.dir, "log")
+	const why = "MSI (s) (A0:B4): Error 1321. The Installer has insufficient privileges to modify this file: C:\\Größe.dll.\nAction ended 8:00:01: InstallFiles. Return value 3."
+	utf16File(t, log, strings.Repeat("before it all\n", 20_000)+why+"\n"+strings.Repeat("Property(S): x = y\n", 20_000)+"Action ended 8:00:02: INSTALL. Return value 3.\n")
+	b.fakeProgram(t, "msiexec", `cp `+log+` "$6"; exit 67`)
+	out := run(t, b, b.job(t, patch.KindMSI, "1.1", "x.msi", nil))
+	if !strings.HasSuffix(out.Output, "\n"+why) || len(out.Output) > 70_000 {
+		t.Errorf("%d bytes of output, ending %q", len(out.Output), out.Output[max(0, len(out.Output)-300):])
+	}
+}

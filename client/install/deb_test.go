@@ -84,6 +84,9 @@ func TestBadDebianPackages(t *testing.T) {
 	if out := run(t, b, job); out.Result != patch.Failure || !strings.Contains(out.Output, "exit status 7") {
 		t.Errorf("failing postinst: %+v", out)
 	}
+	if out := run(t, b, job); !strings.Contains(out.Why, "run dpkg --configure -a") {
+		t.Errorf("half installed: %+v, want it to be said", out)
+	}
 	if got, err := b.Detect(t.Context(), job.Patch, install.Known{}); got != "" || err != nil {
 		t.Errorf("Detect after a failed configuration = %q, %v; want not installed", got, err)
 	}
@@ -101,5 +104,31 @@ func TestBusyDpkg(t *testing.T) {
 	defer unlock()
 	if out := run(t, b, job); out.Result != patch.Retry {
 		t.Errorf("outcome %+v, want retry", out)
+	}
+}
+
+// dpkg that is killed in the middle leaves a package half installed: it does not
+// count as installed, and the next attempt mends it.
+func TestKilledDpkg(t *testing.T) {
+	b := newBench(t)
+	b.System = filepath.Join(b.dir, "system")
+	stop := filepath.Join(b.dir, "stop")
+	mustDo(t, os.WriteFile(stop, nil, 0o600))
+	job := b.job(t, patch.KindDeb, "1", "x.deb", makeDeb(t, "hello", "1", "if test -e "+stop+"; then sleep 600; fi"))
+	job.Patch.Install = &patch.Recipe{Timeout: 2}
+	out := run(t, b, job)
+	if out.Result != patch.Failure || !strings.Contains(out.Why, "still running after 2s") || !strings.Contains(out.Why, "dpkg --audit") {
+		t.Errorf("outcome %+v", out)
+	}
+	if got, err := b.Detect(t.Context(), job.Patch, install.Known{}); got != "" || err != nil {
+		t.Errorf("Detect = %q, %v; want not installed", got, err)
+	}
+	mustDo(t, os.Remove(stop))
+	job.Patch.Install.Timeout = 60
+	if out := run(t, b, job); out.Result != patch.Success {
+		t.Errorf("again: %+v", out)
+	}
+	if got, err := b.Detect(t.Context(), job.Patch, install.Known{}); got != "1" || err != nil {
+		t.Errorf("Detect = %q, %v", got, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/patchkeep/patchkeep/client/install"
 )
@@ -54,5 +55,37 @@ func FuzzArchive(f *testing.F) {
 			return nil
 		})
 		mustDo(t, err)
+	})
+}
+
+// FuzzLogText reads the end of whatever a program has written as its log: what is
+// shown is text, and not too long.
+func FuzzLogText(f *testing.F) {
+	for _, s := range []string{"", "a\r\nb", "\xFF\xFEa\x00\n\x00", "\xFE\xFF\x00a", "\xFF\xFE\x3D\xD8", "\xEF\xBB\xBFx", "\xFF\xFEa"} {
+		f.Add([]byte(s), 10)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, limit int) {
+		limit = min(max(limit, 1), 1<<16)
+		text, err := install.LogText(io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))), limit)
+		if err != nil || len(text) > limit || !utf8.ValidString(text) {
+			t.Fatalf("%d bytes %q, %v; at most %d are wanted", len(text), text, err, limit)
+		}
+	})
+}
+
+// FuzzSigners reads whatever the programs say that check signatures: a signer
+// looks like one.
+func FuzzSigners(f *testing.F) {
+	f.Add(pkgSigned)
+	f.Add("RSA/SHA512, Wed Nov 25 00:03:59 2026, Key ID 0242e503a7c0b12b\n(none)\n")
+	f.Fuzz(func(t *testing.T, said string) {
+		if team, err := install.PkgTeam(said); err == nil && (len(team) != 10 || !strings.Contains(said, "Status: signed by a ")) {
+			t.Errorf("team %q", team)
+		}
+		for _, id := range install.RPMSigners(said) {
+			if len(id) < 16 || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
+				t.Errorf("key %q", id)
+			}
+		}
 	})
 }

@@ -38,14 +38,61 @@ func ownLog(path string, limit int) (string, error) {
 	if err != nil || !info.Mode().IsRegular() {
 		return "", err
 	}
-	return logText(io.NewSectionReader(f, 0, info.Size()), limit)
+	r := io.NewSectionReader(f, 0, info.Size())
+	text, err := logText(r, limit)
+	if err != nil {
+		return "", err
+	}
+	why, err := failedAction(r)
+	if why != "" {
+		text += "\n-- what failed first:\n" + why
+	}
+	return text, err
+}
+
+// The line that ends the log of an action that failed; above it stands why.
+const (
+	failedMark  = "Return value 3."
+	failedBytes = 1500     // of words before it
+	maxSearched = 64 << 20 // bytes of a log
+)
+
+// failedAction finds what a log of Windows Installer says of the action that
+// failed first. It is "" if nothing did.
+func failedAction(r *io.SectionReader) (string, error) {
+	mark := []byte(failedMark)
+	if m, _ := peek(r); m == [2]byte{0xFF, 0xFE} {
+		mark = nil
+		for _, c := range []byte(failedMark) {
+			mark = append(mark, c, 0)
+		}
+	}
+	buf := make([]byte, 256<<10)
+	for at := int64(0); at < min(r.Size(), maxSearched); at += int64(len(buf) - len(mark)) {
+		n, err := r.ReadAt(buf, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		if i := bytes.Index(buf[:n], mark); i >= 0 {
+			return logText(io.NewSectionReader(r, 0, at+int64(i+len(mark))), failedBytes)
+		}
+	}
+	return "", nil
+}
+
+// peek returns the first two bytes, where a byte order mark would be.
+func peek(r *io.SectionReader) (mark [2]byte, err error) {
+	if _, err := r.ReadAt(mark[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return mark, err
+	}
+	return mark, nil
 }
 
 // logText decodes the end of a text in UTF-16 with a byte order mark, as Windows
 // Installer writes it, or else in UTF-8 or what was a code page.
 func logText(r *io.SectionReader, limit int) (string, error) {
-	var mark [2]byte
-	if _, err := r.ReadAt(mark[:], 0); err != nil && !errors.Is(err, io.EOF) {
+	mark, err := peek(r)
+	if err != nil {
 		return "", err
 	}
 	width := int64(1)

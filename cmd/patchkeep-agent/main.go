@@ -17,7 +17,10 @@ import (
 	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
-func main() { cli.Main(newRoot(), config()) }
+func main() {
+	setUmask()
+	cli.Main(newRoot(), config())
+}
 
 func config() cli.Config {
 	return cli.Config{
@@ -25,6 +28,7 @@ func config() cli.Config {
 			{Target: agent.ErrPartial, Code: cli.Partial},
 			{Target: tuf.ErrNotTrusted, Code: cli.NotTrusted},
 			{Target: install.ErrChanged, Code: cli.NotTrusted},
+			{Target: install.ErrSignature, Code: cli.NotTrusted},
 			{Target: tuf.ErrExpired, Code: cli.Expired},
 			{Target: tuf.ErrClock, Code: cli.Expired},
 			{Target: agent.ErrBusy, Code: cli.Conflict},
@@ -53,6 +57,7 @@ func hint(err error) string {
 		{tuf.ErrExpired, "nothing is installed; the publisher must run 'patchkeep renew', or this machine's clock is ahead"},
 		{install.ErrUnsafe, "nothing is installed until that is mended"},
 		{install.ErrChanged, "nothing was run; somebody changes files in the state directory"},
+		{install.ErrSignature, "nothing was run; sign the file as the patch demands and publish it anew, or mend this machine, then apply --retry"},
 		{tuf.ErrNotTrusted, "nothing of it is used; tell whoever runs the repository, the server may be hacked"},
 		{fetch.ErrCaptivePortal, "open a browser, log in to this network, and try again"},
 		{tuf.ErrOffline, "check the network and the servers of 'patchkeep-agent status'; it is tried again on the next run"},

@@ -22,6 +22,7 @@ func TestExitCodesAndHints(t *testing.T) {
 	}{
 		{fmt.Errorf("x: %w", tuf.ErrNotTrusted), cli.NotTrusted, "nothing of it is used"},
 		{install.ErrChanged, cli.NotTrusted, "nothing was run"},
+		{install.ErrSignature, cli.NotTrusted, "sign the file as the patch demands"},
 		{tuf.ErrExpired, cli.Expired, "renew"},
 		{tuf.ErrClock, cli.Expired, "set the clock"},
 		{agent.ErrBusy, cli.Conflict, "wait"},
