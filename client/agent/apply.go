@@ -294,6 +294,11 @@ func (at *attempt) fetch(ctx context.Context, it *Item) (string, error) {
 	if errors.Is(err, fetch.ErrNoSpace) && at.dropBases(ctx) {
 		t, err = get()
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, terr := at.client.Target(ctx, it.Path); terr == nil {
+			return "", fmt.Errorf("%w: it is signed, and no mirror has it: %v", tuf.ErrOffline, err) //nolint:errorlint // it is no missing file of ours
+		}
+	}
 	if err != nil {
 		return "", err
 	}

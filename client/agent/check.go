@@ -410,7 +410,7 @@ func (e *evaluation) journalled(it *Item) error {
 		return nil
 	}
 	if r := e.underWay[it.Product]; r != nil && r.key() != recordKey(it.Path, it.SHA256) {
-		it.no(StateWaiting, "journal", fmt.Sprintf("%s %s of the same product is %s; that is finished first", r.Patch.Product, r.Patch.Version, r.Step.words()))
+		it.no(StateWaiting, "journal", fmt.Sprintf("%s %s of the same product is %s; that is finished first", r.Patch.Product, r.Patch.Version, r.Step.Words()))
 		return nil
 	}
 	key := recordKey(it.Path, it.SHA256)
@@ -430,7 +430,7 @@ func (e *evaluation) journalled(it *Item) error {
 	case r.Step == StepNotApplicable:
 		it.no(StateNotApplicable, "journal", "its installer said so: "+r.Why)
 	case !r.final():
-		it.no(StateInterrupted, "journal", fmt.Sprintf("a run was cut off while it was %s; apply finishes that first", r.Step.words()))
+		it.no(StateInterrupted, "journal", fmt.Sprintf("a run was cut off while it was %s; apply finishes that first", r.Step.Words()))
 	case r.Attempts >= MaxAttempts && r.Step != StepCommitted:
 		it.no(StateFailed, "journal", fmt.Sprintf("tried %d times, last: %s", r.Attempts, r.Why))
 	case r.Step == StepCommitted && r.returned(e.now) > MaxReturns:

@@ -45,6 +45,8 @@ func (s *session) heal(ctx context.Context) error {
 	}{
 		{seenFile, new(map[string]time.Time)},
 		{reportFile, new(Report)},
+		{looksFile, new([]int64)},
+		{rebootsFile, new([]Reboot)},
 		{historyFile, new([]Event)},
 		{installedFile, new(map[string]install.Known)},
 	} {
@@ -95,7 +97,7 @@ func (s *session) recallInstalled() error {
 // removes them.
 func (a *Agent) damaged() []Damage {
 	out := []Damage{}
-	for _, name := range []string{seenFile, reportFile, historyFile, installedFile, haltsFile, haltsCopy} {
+	for _, name := range []string{seenFile, looksFile, rebootsFile, reportFile, historyFile, installedFile, haltsFile, haltsCopy} {
 		path := a.path(name)
 		if isThere(path + damagedSuffix) {
 			out = append(out, Damage{path + damagedSuffix, aside[name]})
@@ -117,6 +119,8 @@ const removeIt = " Remove it when you have looked at it."
 // aside says what follows from a file that was set aside.
 var aside = map[string]string{
 	seenFile:      "Deadlines are counted anew from the first look after it." + removeIt,
+	looksFile:     "Which windows this machine missed is not known, so none counts as missed." + removeIt,
+	rebootsFile:   "Reboots for a patch are counted anew." + removeIt,
 	reportFile:    "Nothing: each check writes it anew." + removeIt,
 	historyFile:   "What happened before is not in the history any more." + removeIt,
 	installedFile: "What was installed was found out again from the journals." + removeIt,

@@ -27,7 +27,7 @@ var wrecks = map[string][]byte{
 // The agent goes on without the files that it can do without, keeps them for a
 // look, and says so.
 func TestDamagedStateIsSetAside(t *testing.T) {
-	for _, name := range []string{"seen.json", "report.json", "history.json", "installed.json", "halts.json", "halts-copy.json"} {
+	for _, name := range []string{"seen.json", "looks.json", "reboots.json", "report.json", "history.json", "installed.json", "halts.json", "halts-copy.json"} {
 		for kind, data := range wrecks {
 			if name != "history.json" && kind != "zeros" && kind != "other" { // one file is enough for all kinds
 				continue

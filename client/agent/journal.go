@@ -36,8 +36,8 @@ const (
 	StepNotApplicable Step = "not-applicable" // the installer says so
 )
 
-// words says what happens to a patch that is at the step.
-func (s Step) words() string {
+// Words say what happens to a patch that is at the step.
+func (s Step) Words() string {
 	switch s {
 	case StepInstalling:
 		return "being installed"

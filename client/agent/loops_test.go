@@ -3,6 +3,7 @@
 package agent_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
@@ -252,4 +254,45 @@ func TestOneVersionAtATime(t *testing.T) {
 	if it, err := f.check(); err != nil || it.State != agent.StateWaiting || !strings.Contains(it.Why, "hello 1.1 of the same product is waiting for a reboot") {
 		t.Errorf("%s: %q, %v", it.State, it.Why, err)
 	}
+}
+
+// Metadata that has expired: the agent keeps running, says so, installs nothing,
+// and goes on by itself once the repository was renewed.
+func TestRunRecoversFromExpiry(t *testing.T) {
+	f := newFixture(t)
+	f.add("hello", "1.1", "hello.tar", program("1.1"))
+	f.repo.Timestamp.Signed.Expires = time.Now().UTC().Truncate(time.Second).Add(-time.Minute)
+	f.publish()
+	o := f.enrollment()
+	o.Offline = true
+	_, err := agent.Enroll(t.Context(), o)
+	f.must(err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wake := make(chan struct{}, 1)
+	expired := 0
+	err = f.agent().Run(ctx, agent.RunOptions{Interval: time.Second, Wake: wake, Each: func(res *agent.Result, err error) {
+		switch {
+		case errors.Is(err, tuf.ErrExpired):
+			if expired++; len(res.Done) > 0 {
+				t.Errorf("it did %+v", res.Done)
+			}
+			if expired == 2 {
+				f.mu.Lock()
+				f.repo.Timestamp.Signed.Expires = time.Now().UTC().Truncate(time.Second).Add(time.Hour)
+				f.mu.Unlock()
+				f.publish()
+			}
+			wake <- struct{}{}
+		case err != nil:
+			t.Errorf("Run: %v", err)
+			cancel()
+		default:
+			if len(res.Done) != 1 || res.Done[0].Step != agent.StepCommitted || expired != 2 {
+				t.Errorf("after %d looks at expired metadata it did %+v", expired, res.Done)
+			}
+			cancel()
+		}
+	}})
+	f.must(err)
 }

@@ -42,6 +42,8 @@ func (e *evaluation) arrange() error {
 	o.supersedes()
 	for o.settle() {
 	}
+	clear(o.barred) // one that can go in after all drops what it supersedes
+	o.drop()
 	o.tell()
 	return nil
 }
@@ -151,6 +153,24 @@ func (o *order) quarrelsOutside(it *Item) bool {
 // again: when something was dropped for a patch that in the end cannot go in.
 func (o *order) settle() bool {
 	o.dropped = map[*Item]*Item{}
+	o.drop()
+	// One at a time: without it the others may be right.
+	for _, gone := range []func(by *Item) bool{
+		func(by *Item) bool { return o.first[by] == nil && o.dropped[by] == nil },
+		func(by *Item) bool { return o.dropped[by] != nil },
+	} {
+		for _, it := range o.ready {
+			if by := o.dropped[it]; by != nil && by.State != StateInstalled && gone(by) && !o.barred[by] {
+				o.barred[by] = true
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// drop drops what is superseded, until nothing more is.
+func (o *order) drop() {
 	for again := true; again; {
 		again = false
 		o.sequence()
@@ -162,13 +182,6 @@ func (o *order) settle() bool {
 			}
 		}
 	}
-	again := false
-	for _, by := range o.dropped {
-		if by.State != StateInstalled && (o.first[by] == nil || o.dropped[by] != nil) && !o.barred[by] {
-			o.barred[by], again = true, true
-		}
-	}
-	return again
 }
 
 // sequence finds out what can go in, and after what: round by round, so that

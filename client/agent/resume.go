@@ -67,7 +67,7 @@ func (at *attempt) resume(ctx context.Context) error {
 		if rec.Resumes > MaxResumes {
 			rec.Attempts = MaxAttempts
 			return at.end(StepFailed, fmt.Sprintf("the agent was cut off %d times while it was %s: something about it ends the agent, or the machine; "+
-				"look at the machine, then apply --retry", MaxResumes, rec.Step.words()), ErrFailed)
+				"look at the machine, then apply --retry", MaxResumes, rec.Step.Words()), ErrFailed)
 		}
 		if err := at.journal.save(rec, rec.Step, rec.Why); err != nil {
 			return err

@@ -153,10 +153,10 @@ func printWhy(w io.Writer, x *agent.Explanation) error {
 			return err
 		}
 		if !it.Until.IsZero() {
-			fmt.Fprintf(w, "  It may be yes from %s on.\n", it.Until.Local().Format("2006-01-02 15:04:05 MST"))
+			fmt.Fprintf(w, "  It may be yes from %s on.\n", clock(it.Until))
 		}
 		if !it.Deadline.IsZero() {
-			fmt.Fprintf(w, "  Its deadline is %s.\n", it.Deadline.Local().Format("2006-01-02 15:04:05 MST"))
+			fmt.Fprintf(w, "  Its deadline is %s.\n", clock(it.Deadline))
 		}
 	}
 	return nil
@@ -194,11 +194,27 @@ func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 	} else {
 		fmt.Fprintf(w, "Checked:  %s. %s\n", cli.Ago(st.LastCheck.Time, now), summary(st.LastCheck))
 	}
+	if !st.NextLook.IsZero() {
+		fmt.Fprintf(w, "Next:     about %s, if 'patchkeep-agent run' is running\n", clock(st.NextLook))
+	}
+	if st.FreeSpace > 0 {
+		fmt.Fprintf(w, "Disk:     %s free, %s kept for deltas\n", cli.Bytes(st.FreeSpace), cli.Bytes(st.Kept))
+	}
 	if st.Reboot {
 		fmt.Fprintln(w, "REBOOT:   this machine must be rebooted to finish an installation.")
 	}
 	for _, r := range st.Pending {
-		fmt.Fprintf(w, "Pending:  %s %s is %s since %s\n", r.Patch.Product, r.Patch.Version, r.Step, r.Updated.Local().Format("2006-01-02 15:04:05 MST"))
+		fmt.Fprintf(w, "Pending:  %s %s is %s since %s\n", r.Patch.Product, r.Patch.Version, r.Step.Words(), clock(r.Updated))
+	}
+	if st.LastCheck != nil {
+		for _, it := range st.LastCheck.Patches {
+			if !it.Deadline.IsZero() && (it.State == agent.StateOffered || it.State == agent.StateWaiting || it.State == agent.StateStale || it.State == agent.StateRebootPending) {
+				fmt.Fprintf(w, "Deadline: %s is due by %s\n", it.ID(), clock(it.Deadline))
+			}
+		}
+	}
+	for _, text := range st.Warnings {
+		fmt.Fprintf(w, "WARNING:  %s\n", text)
 	}
 	printDamaged(w, st.Damaged)
 	t := cli.Table(w)
@@ -221,6 +237,9 @@ func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 	}
 	return t.Flush()
 }
+
+// clock is a moment in this machine's own zone.
+func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
 func newHistory() *cobra.Command {
 	var limit int

@@ -92,6 +92,10 @@ wrong clock, 12 another agent is at work, 13 offline, 64 usage, 130 cancelled.`,
 	return root
 }
 
+// optionsKey is under what a context brings what changes the agent's options:
+// tests have other clocks and boots than this machine.
+type optionsKey struct{}
+
 // open opens the agent that the flags name.
 func open(cmd *cobra.Command, progress func(agent.Progress)) (*agent.Agent, error) {
 	dir, err := cmd.Flags().GetString("state")
@@ -103,6 +107,9 @@ func open(cmd *cobra.Command, progress func(agent.Progress)) (*agent.Agent, erro
 		if o.System, err = cmd.Flags().GetString("root"); err != nil {
 			return nil, err
 		}
+	}
+	if change, ok := cmd.Context().Value(optionsKey{}).(func(*agent.Options)); ok {
+		change(&o)
 	}
 	a, err := agent.Open(o)
 	if errors.Is(err, fs.ErrPermission) {
