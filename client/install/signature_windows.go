@@ -38,7 +38,7 @@ func checkAuthenticode(f *os.File, path string, signers []string) (err error) {
 		err = errors.Join(err, windows.WinVerifyTrustEx(windows.InvalidHWND, &action, data))
 	}()
 	if verdict != nil {
-		return fmt.Errorf("Windows says no: %w", verdict) //nolint:staticcheck,revive // a name
+		return fmt.Errorf("Windows says no: %w", verdict) //nolint:staticcheck // a name
 	}
 	cert, err := signerOf(data.StateData)
 	if err != nil {
@@ -60,14 +60,14 @@ var (
 
 // providerCert is the beginning of CRYPT_PROVIDER_CERT.
 type providerCert struct {
-	size uint32
+	_    uint32 // its size
 	cert *windows.CertContext
 }
 
 // signerOf is the certificate of the first signer, copied out of the state of
 // the verification that has just been made.
 func signerOf(state windows.Handle) (*x509.Certificate, error) {
-	none := errors.New("Windows does not tell the signer") //nolint:staticcheck,revive // a name
+	none := errors.New("Windows does not tell the signer") //nolint:staticcheck // a name
 	for _, p := range []*windows.LazyProc{provDataOfState, provSignerOfData, provCertOfSigner} {
 		if err := p.Find(); err != nil {
 			return nil, errors.Join(none, err)
