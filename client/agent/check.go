@@ -440,6 +440,8 @@ func (e *evaluation) journalled(it *Item) error {
 		it.Until = r.Until
 	case r.Attempts > 0 && r.Step != StepCommitted:
 		it.yes("journal", fmt.Sprintf("tried %d times of %d, last: %s", r.Attempts, MaxAttempts, r.Why))
+	case r.Step == StepFetched || r.Step == StepVerified:
+		it.yes("journal", fmt.Sprintf("its file was %s at %s, and waits to be installed", r.Step, r.Updated.In(e.now.Location()).Format(time.RFC3339)))
 	}
 	return nil
 }
