@@ -483,6 +483,29 @@ func TestPrefillPins(t *testing.T) {
 	})
 }
 
+// Deltas of what a ring approves come with it, where there is room: what is
+// larger than the patch, or makes one that is not approved, does not.
+func TestPrefillDeltas(t *testing.T) {
+	delta := func(b *branch, of, from string, data []byte) {
+		path, err := layout.DeltaPath(patchPath(of), hashOf([]byte(from)))
+		must(b.t, err)
+		b.data[of+" from "+from] = data
+		b.publish(func(r *tuftest.Repo) {
+			r.AddArtifact("product-app", path, data)
+			r.Publish("product-app", "snapshot", "timestamp")
+		})
+		b.refresh()
+	}
+	inBranch(t, func(c *mirror.Config) { c.CacheSize = 8 * mib }, func(t *testing.T, b *branch) {
+		delta(b, "1", "0", make([]byte, mib+1))
+		delta(b, "2", "0", make([]byte, mib+2))
+		delta(b, "3", "0", make([]byte, mib+3))
+		delta(b, "1", "large", make([]byte, 2*mib+1))
+		b.approve("users", b.entry("1", time.Hour), b.entry("2", 2*time.Hour))
+		b.wantCached("1", "1 from 0", "2") // the delta of 2 does not fit
+	})
+}
+
 // As many as fit, the soonest first, and never the whole cache.
 func TestPrefillTooMuch(t *testing.T) {
 	inBranch(t, func(c *mirror.Config) { c.CacheSize = 9 * mib }, func(t *testing.T, b *branch) {

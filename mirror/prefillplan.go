@@ -45,6 +45,7 @@ type want struct {
 	path       string        // target path
 	start, end time.Time     // when the first and the last machines may ask for it
 	objects    []fill.Object // its block list, if it has one, and itself
+	deltas     []fill.Object // that machines may ask for in its place
 	left       bool          // there is no room for it
 }
 
@@ -146,11 +147,16 @@ func (r *prefillRun) planRings(ctx context.Context, v *view, names []string, job
 	}
 	slices.SortFunc(all, soonest(now))
 	for _, w := range all {
-		w.left = !pins.add(w.objects...)
-		for _, o := range w.objects {
-			if !w.left {
+		if w.left = !pins.add(w.objects...); w.left {
+			continue
+		}
+		if pins.add(w.deltas...) { // small, and asked for first
+			for _, o := range w.deltas {
 				jobs.add(r, o, false)
 			}
+		}
+		for _, o := range w.objects {
+			jobs.add(r, o, false)
 		}
 	}
 	for i := range rings {
@@ -197,6 +203,7 @@ func (w *ringWants) add(v *view, plan *rollout.Plan, halts []rollout.Halt) {
 			x.objects = append(x.objects, *o.Blocks)
 		}
 		x.objects = append(x.objects, o.Object)
+		x.deltas = o.deltas
 		w.wants = append(w.wants, x)
 	}
 	if missing > 0 {

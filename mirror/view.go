@@ -41,7 +41,8 @@ type view struct {
 // object is a target that may be fetched and served.
 type object struct {
 	fill.Object
-	etag string
+	etag   string
+	deltas []fill.Object // of a patch, each after its block list
 }
 
 // roleDocs is one version of a targets role with what it admits, shared by all
@@ -162,7 +163,29 @@ func newRoleDocs(role *tuf.Role) *roleDocs {
 	for path, t := range targets {
 		linkBlocks(r.objects, path, t, targets[layout.BlocksPath(path)])
 	}
+	for path, t := range targets {
+		if of, _, ok := layout.DeltaOf(path); ok {
+			linkDelta(r.objects, path, t, of, targets[of])
+		}
+	}
 	return r
+}
+
+// linkDelta tells a patch's object of a delta that machines may ask for in its
+// place. Whether it is one is for them to say.
+func linkDelta(objects map[string]*object, path string, t *metadata.TargetFiles, of string, patch *metadata.TargetFiles) {
+	if patch == nil || t.Length >= patch.Length {
+		return
+	}
+	d := objects[layout.TargetObject(path, hex.EncodeToString(t.Hashes["sha256"]))]
+	o := objects[layout.TargetObject(of, hex.EncodeToString(patch.Hashes["sha256"]))]
+	if d == nil || o == nil {
+		return
+	}
+	if d.Blocks != nil {
+		o.deltas = append(o.deltas, *d.Blocks)
+	}
+	o.deltas = append(o.deltas, d.Object)
 }
 
 // linkBlocks tells a large object of its block list, if the same role has
@@ -192,7 +215,7 @@ func addObjects(to map[string]*object, path string, t *metadata.TargetFiles) {
 	}
 	hexSum := hex.EncodeToString(sum)
 	name := layout.TargetObject(path, hexSum)
-	o := &object{fill.Object{Name: name, Length: t.Length, SHA256: hexSum}, `"` + hexSum + `"`}
+	o := &object{Object: fill.Object{Name: name, Length: t.Length, SHA256: hexSum}, etag: `"` + hexSum + `"`}
 	to[name] = o
 	for alg, other := range t.Hashes {
 		if alg != "sha256" {
