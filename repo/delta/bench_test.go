@@ -40,8 +40,8 @@ func BenchmarkDelta(b *testing.B) {
 func benchPackage(b *testing.B, name string) {
 	dir := b.TempDir()
 	older, newer := versions(b, dir, name)
-	debOld, old := uncompressed(b, dir, name, older)
-	debNew, new := uncompressed(b, dir, name, newer)
+	debOld, old := uncompressed(b, name, older)
+	debNew, new := uncompressed(b, name, newer)
 	base, target := readFile(b, old), readFile(b, new)
 
 	begin := time.Now()
@@ -99,12 +99,9 @@ func versions(b *testing.B, dir, name string) (older, newer string) {
 }
 
 // uncompressed downloads a package, and packs it again without compression.
-func uncompressed(b *testing.B, dir, name, version string) (deb, plain string) {
+func uncompressed(b *testing.B, name, version string) (deb, plain string) {
 	b.Helper()
-	in, err := os.MkdirTemp(dir, "deb")
-	if err != nil {
-		b.Fatal(err)
-	}
+	in := b.TempDir()
 	run(b, in, "apt-get", "-q", "download", name+"="+version)
 	debs, err := filepath.Glob(filepath.Join(in, "*.deb"))
 	if err != nil || len(debs) != 1 {
