@@ -393,6 +393,21 @@ func TestHostileChange(t *testing.T) {
 		{"delegation of its own", func(s *metadata.TargetsType) {
 			s.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}, Roles: []metadata.DelegatedRole{{Name: "evil", Threshold: 1, Paths: []string{"*"}}}}
 		}, "ring-servers: new role evil: 1 of 0 signatures, speaks for *"},
+		{"key under the name of another", func(s *metadata.TargetsType) {
+			key, err := metadata.KeyFromPublicKey(newTestKey(t).Public())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{strings.Repeat("ab", 32): key}}
+		}, "ATTENTION: ring-servers declares under the name abab abab"},
+		{"key of no role", func(s *metadata.TargetsType) {
+			own := newTestKey(t)
+			key, err := metadata.KeyFromPublicKey(own.Public())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{own.id: key}}
+		}, "which signs for no role"},
 		{"document that is nowhere", func(s *metadata.TargetsType) {
 			s.Targets["rings/servers/changes/x.json"] = &metadata.TargetFiles{Length: 7, Hashes: metadata.Hashes{"sha256": make([]byte, 32)}}
 		}, ""},
@@ -601,7 +616,7 @@ func TestWords(t *testing.T) {
 		}, []string{"product-hello: removes patch hello@1.0/any (hello.bin), 3 bytes"}},
 		{"product", func() (*repo.Change, error) {
 			return r.AddProduct(t.Context(), "tool", repo.RoleConfig{Keys: []crypto.PublicKey{own.Public()}}, false)
-		}, []string{"targets: new role product-tool: 1 of 1 signatures, speaks for patches/tool/*/*/*", "key " + own.id[:4] + " " + own.id[4:8], "targets: declared key: " + own.id}},
+		}, []string{"targets: new role product-tool: 1 of 1 signatures, speaks for patches/tool/*/*/*", "key " + own.id[:4] + " " + own.id[4:8]}},
 		{"renewal", func() (*repo.Change, error) { return r.Renew(t.Context(), []string{"ring-users"}, false) }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -102,11 +102,11 @@ func (w *wording) all(ctx context.Context) error {
 
 // rest shows whatever else differs in the signed part.
 func (w *wording) rest() error {
-	before, err := flattened(others(w.before))
+	before, err := flattened(w.others(w.before))
 	if err != nil {
 		return err
 	}
-	after, err := flattened(others(w.after))
+	after, err := flattened(w.others(w.after))
 	if err != nil {
 		return err
 	}
@@ -118,15 +118,10 @@ func (w *wording) rest() error {
 
 // others are the fields of a role that are neither its targets, nor its
 // delegations, nor said beside the words: version, expiry, time of signing.
-func others(t *metadata.TargetsType) map[string]any {
-	fields := make(map[string]any)
+func (w *wording) others(t *metadata.TargetsType) map[string]any {
+	fields := unknownFields(t.UnrecognizedFields, w.role, w.before.Type == "")
 	if t.Type != "" && t.SpecVersion != metadata.SPECIFICATION_VERSION {
 		fields["spec_version"] = t.SpecVersion
-	}
-	for name, value := range t.UnrecognizedFields {
-		if name != tuf.SignedAtField && name != policiesField {
-			fields[name] = value
-		}
 	}
 	if t.Delegations != nil {
 		for name, value := range t.Delegations.UnrecognizedFields {
@@ -565,11 +560,13 @@ func (w *wording) otherFields(what string, old, new map[string]any, said ...stri
 // newRoot says who is trusted with a repository that is to be made.
 func (w *wording) newRoot() error {
 	r := &w.root.Signed
+	used := make(map[string]bool)
 	w.say("a NEW repository, whose root is trusted from now on")
 	for _, name := range []string{layout.RoleRoot, layout.RoleTargets, layout.RoleSnapshot, layout.RoleTimestamp} {
 		role := r.Roles[name]
 		w.say("root: role %s: %d of %d signatures", name, role.Threshold, len(role.KeyIDs))
 		for _, id := range role.KeyIDs {
+			used[id] = true
 			w.detail("key " + fingerprint(id))
 		}
 		rest, err := flattened(role.UnrecognizedFields)
@@ -578,12 +575,8 @@ func (w *wording) newRoot() error {
 		}
 		w.detail(differences(nil, rest)...)
 	}
-	fields := map[string]any{"declared key": r.Keys}
-	for name, value := range r.UnrecognizedFields {
-		if name != tuf.SignedAtField {
-			fields["field "+name] = value
-		}
-	}
+	w.keys(nil, r.Keys, used)
+	fields := unknownFields(r.UnrecognizedFields, w.role, true)
 	if r.SpecVersion != metadata.SPECIFICATION_VERSION {
 		fields["spec_version"] = r.SpecVersion
 	}
@@ -592,9 +585,22 @@ func (w *wording) newRoot() error {
 		return err
 	}
 	for _, line := range differences(nil, rest) {
-		w.say("root: %s", line)
+		w.say("root: field %s", line)
 	}
 	return nil
+}
+
+// unknownFields are the fields of a role's signed part that go-tuf does not
+// know, but the time of signing, and a new role's lifetime if it is the usual one.
+func unknownFields(unknown map[string]any, role string, isNew bool) map[string]any {
+	fields := make(map[string]any)
+	for name, value := range unknown {
+		usual := isNew && name == lifetimeField && value == DefaultLifetime(role).String()
+		if name != tuf.SignedAtField && !usual {
+			fields[name] = value
+		}
+	}
+	return fields
 }
 
 // delegations says who may speak for what from now on.
@@ -640,18 +646,36 @@ func (w *wording) delegations() error {
 	if b, a := roleOrder(w.before), roleOrder(w.after); !inOrder(b, a) {
 		w.say("%s: asks the roles in another order: %s", w.role, strings.Join(a, " "))
 	}
-	a, err := flattened(declaredKeys(w.before))
-	if err != nil {
-		return err
+	used := make(map[string]bool)
+	for _, r := range after {
+		for _, id := range r.KeyIDs {
+			used[id] = true
+		}
 	}
-	b, err := flattened(declaredKeys(w.after))
-	if err != nil {
-		return err
-	}
-	for _, line := range differences(a, b) {
-		w.say("%s: declared key: %s", w.role, line)
-	}
+	w.keys(declaredKeys(w.before), declaredKeys(w.after), used)
 	return nil
+}
+
+// keys looks at the keys that are declared. A key's id is the hash of its
+// declaration, so the fingerprints beside the roles say all about those that are
+// as they should be.
+func (w *wording) keys(before, after map[string]*metadata.Key, used map[string]bool) {
+	for _, id := range unionKeys(before, after) {
+		key := after[id]
+		if key == nil {
+			w.say("%s: no longer declares key %s", w.role, fingerprint(id))
+			continue
+		}
+		if before[id] != nil && compact(before[id]) == compact(key) {
+			continue
+		}
+		fresh := *key
+		if own, err := fresh.ID(); err != nil || own != id {
+			w.say("ATTENTION: %s declares under the name %s what is not that key: %s", w.role, fingerprint(id), compact(key))
+		} else if !used[id] {
+			w.say("%s: declares key %s, which signs for no role", w.role, fingerprint(id))
+		}
+	}
 }
 
 // restOfRole is what a delegation holds beside name, keys and threshold.
@@ -693,14 +717,11 @@ func inOrder(before, after []string) bool {
 	return slices.Equal(common(before, after), common(after, before))
 }
 
-func declaredKeys(t *metadata.TargetsType) map[string]any {
-	keys := make(map[string]any)
-	if t.Delegations != nil {
-		for id, key := range t.Delegations.Keys {
-			keys[id] = key
-		}
+func declaredKeys(t *metadata.TargetsType) map[string]*metadata.Key {
+	if t.Delegations == nil {
+		return nil
 	}
-	return keys
+	return t.Delegations.Keys
 }
 
 // fingerprint groups the first 128 bits of a key id for reading aloud.
