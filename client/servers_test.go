@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -328,6 +329,67 @@ func TestNetworkDownIsNobodysFault(t *testing.T) {
 	for _, srv := range c.Servers() {
 		if srv.Past.Failing {
 			t.Errorf("%s is blamed", srv.URL)
+		}
+	}
+}
+
+// Servers that are known to be as near as each other are asked at once.
+func TestEqualServersShareADownload(t *testing.T) {
+	s := newServer(t)
+	hello(s, '1')
+	data := bytes.Repeat([]byte{'2'}, 12<<20) // one server is enough for what is smaller
+	s.AddArtifact("product-hello", patchPath, data)
+	s.AddArtifact("product-hello", layout.BlocksPath(patchPath), blockList(data))
+	s.PublishAll()
+	other := s.another(t)
+	var waiting atomic.Int64
+	both := make(chan struct{})
+	for _, x := range []*server{s, other} {
+		var once sync.Once
+		x.setEvil(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, ".hello.bin") {
+				return false
+			}
+			once.Do(func() {
+				if waiting.Add(1) == 2 {
+					close(both)
+				}
+			})
+			select {
+			case <-both:
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+			case <-r.Context().Done():
+			}
+			return true
+		})
+	}
+	here := at("10.0.0.1/8")
+	addresses, _ := here.addresses()
+	memory := choice.ParseMemory(nil)
+	n := memory.On(choice.Fingerprint(addresses), time.Now())
+	n.Latency(s.url, 3*time.Millisecond, time.Now())
+	n.Latency(other.url, 4*time.Millisecond, time.Now())
+	known, err := memory.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "documents"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "documents", "servers.json"), known, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	patient := quick
+	patient.Stall = time.Minute // who is asked alone waits for so long
+	c := open(t, client.Config{Dir: dir, Root: s.root, Mirrors: []string{s.url, other.url}, Addresses: here.addresses, Fetch: patient})
+	_, res, err := c.Download(t.Context(), patchPath, filepath.Join(t.TempDir(), "f"), client.DownloadOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range res.Sources {
+		if src.Err != nil || !src.Gave {
+			t.Errorf("%+v: they were not asked at once", src)
 		}
 	}
 }

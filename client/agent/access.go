@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/patchkeep/patchkeep/client"
+	"github.com/patchkeep/patchkeep/client/choice"
 	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
@@ -85,4 +87,24 @@ func (a *Access) connect(cfg client.Config) (client.Config, error) {
 		cfg.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	}
 	return cfg, nil
+}
+
+// Asked is a server in the order in which it would be asked now.
+type Asked struct {
+	URL      string  `json:"url"`
+	Why      string  `json:"why"` // network, region, open, origin, failing, elsewhere: see package choice
+	Enrolled bool    `json:"enrolled"`
+	Latency  float64 `json:"latency_ms,omitempty"` // as measured on this network; 0: not yet
+	Rate     int64   `json:"rate,omitempty"`       // bytes per second of downloads of late
+}
+
+func asked(servers []choice.Server) []Asked {
+	list := []Asked{}
+	for _, s := range servers {
+		list = append(list, Asked{
+			URL: s.URL, Why: s.Class.String(), Enrolled: s.Enrolled,
+			Latency: math.Round(s.Past.Latency.Seconds()*1e6) / 1e3, Rate: int64(s.Past.Rate),
+		})
+	}
+	return list
 }

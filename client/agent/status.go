@@ -18,6 +18,7 @@ import (
 type Status struct {
 	Dir       string                    `json:"dir"`
 	Config    Config                    `json:"config"`
+	Asks      []Asked                   `json:"asks"`  // servers, in the order in which they would be asked now
 	Roles     map[string]tuf.RoleStatus `json:"roles"` // as verified last
 	Trusted   time.Time                 `json:"trusted_time,omitzero"`
 	LastCheck *Report                   `json:"last_check,omitempty"`
@@ -36,14 +37,15 @@ type Status struct {
 // Status reads the state; it neither changes nor locks it.
 func (a *Agent) Status() (*Status, error) {
 	c, err := client.Open(client.Config{
-		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers, Now: a.opts.Now, ReadOnly: true,
+		Dir: a.opts.Dir, Root: a.root, Mirrors: a.config.Servers, MachineID: a.config.MachineID, Region: a.config.Region,
+		Now: a.opts.Now, ReadOnly: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open trusted state: %w", err)
 	}
 	defer c.Close()
 	ts := c.Status()
-	st := &Status{Dir: a.opts.Dir, Config: *a.config, Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}, Damaged: a.damaged(), Settings: a.Settings(), Rebooting: a.rebooting(a.opts.Now())}
+	st := &Status{Dir: a.opts.Dir, Config: *a.config, Asks: asked(c.Servers()), Roles: ts.Roles, Trusted: ts.TrustedTime, Pending: []Record{}, Damaged: a.damaged(), Settings: a.Settings(), Rebooting: a.rebooting(a.opts.Now())}
 	// What is damaged is set aside by the next check, which holds the lock.
 	if err := readJSON(a.path(reportFile), &st.LastCheck); err != nil {
 		if !errors.Is(err, ErrDamaged) {

@@ -186,6 +186,16 @@ func newStatus() *cobra.Command {
 func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 	c := st.Config
 	fmt.Fprintf(w, "Ring:     %s\nMachine:  %s\nServers:  %s\nState:    %s\n", c.Ring, c.MachineID, strings.Join(c.Servers, ", "), st.Dir)
+	for i, a := range st.Asks {
+		if len(st.Asks) == 1 {
+			break
+		}
+		label := "         "
+		if i == 0 {
+			label = "Asks:    "
+		}
+		fmt.Fprintf(w, "%s %s (%s)\n", label, a.URL, whyAsked(a))
+	}
 	if r, ok := st.Roles["root"]; ok {
 		fmt.Fprintf(w, "Root:     version %d, %d of %s\n", r.Version, r.Threshold, plural(len(r.KeyIDs), "key"))
 	}
@@ -240,6 +250,21 @@ func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 
 // clock is a moment in this machine's own zone.
 func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
+
+// whyAsked says why a server has its place.
+func whyAsked(a agent.Asked) string {
+	why := map[string]string{
+		"network": "mirror of this network", "region": "mirror of this region", "open": "mirror for all", "origin": "origin",
+		"failing": "failed of late", "elsewhere": "mirror of another network",
+	}[a.Why]
+	if a.Why == "open" && a.Enrolled {
+		why = "enrolled"
+	}
+	if a.Latency > 0 {
+		why += fmt.Sprintf(", %.1f ms", a.Latency)
+	}
+	return why
+}
 
 func newHistory() *cobra.Command {
 	var limit int
