@@ -135,7 +135,10 @@ func (b *board) relieve(src *source, now time.Time) *claim {
 	var slow *claim
 	var longest time.Duration
 	for _, c := range b.claims {
-		if d := b.expected(c.end-1, now); c.src != src && d > longest {
+		if c.src == src || c.end == c.next || b.have.has(c.end-1) { // what came already is on nobody's way
+			continue
+		}
+		if d := b.expected(c.end-1, now); d > longest {
 			slow, longest = c, d
 		}
 	}

@@ -27,6 +27,7 @@ func config() cli.Config {
 		Rules: []cli.Rule{
 			{Target: agent.ErrPartial, Code: cli.Partial},
 			{Target: tuf.ErrNotTrusted, Code: cli.NotTrusted},
+			{Target: tuf.ErrTooLarge, Code: cli.NotTrusted},
 			{Target: install.ErrChanged, Code: cli.NotTrusted},
 			{Target: install.ErrSignature, Code: cli.NotTrusted},
 			{Target: tuf.ErrExpired, Code: cli.Expired},
@@ -59,6 +60,7 @@ func hint(err error) string {
 		{install.ErrChanged, "nothing was run; somebody changes files in the state directory"},
 		{install.ErrSignature, "nothing was run; sign the file as the patch demands and publish it anew, or mend this machine, then apply --retry"},
 		{tuf.ErrNotTrusted, "nothing of it is used; tell whoever runs the repository, the server may be hacked"},
+		{tuf.ErrTooLarge, "nothing of it is used; the server sends without end, or there is something else in its place"},
 		{fetch.ErrCaptivePortal, "open a browser, log in to this network, and try again"},
 		{tuf.ErrOffline, "check the network and the servers of 'patchkeep-agent status'; it is tried again on the next run"},
 		{agent.ErrFailed, "see 'patchkeep-agent history' and the log it names"},

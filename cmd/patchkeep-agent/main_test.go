@@ -21,6 +21,7 @@ func TestExitCodesAndHints(t *testing.T) {
 		hint string // part of it
 	}{
 		{fmt.Errorf("x: %w", tuf.ErrNotTrusted), cli.NotTrusted, "nothing of it is used"},
+		{fmt.Errorf("x: %w", tuf.ErrTooLarge), cli.NotTrusted, "without end"},
 		{install.ErrChanged, cli.NotTrusted, "nothing was run"},
 		{install.ErrSignature, cli.NotTrusted, "sign the file as the patch demands"},
 		{tuf.ErrExpired, cli.Expired, "renew"},
