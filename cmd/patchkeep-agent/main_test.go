@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
@@ -26,6 +27,7 @@ func TestExitCodesAndHints(t *testing.T) {
 		{install.ErrSignature, cli.NotTrusted, "sign the file as the patch demands"},
 		{tuf.ErrExpired, cli.Expired, "renew"},
 		{tuf.ErrClock, cli.Expired, "set the clock"},
+		{fetch.ErrCaptivePortal, cli.Offline, "log in to this network"},
 		{agent.ErrBusy, cli.Conflict, "wait"},
 		{agent.ErrEnrolled, cli.Conflict, "--force"},
 		{tuf.ErrOffline, cli.Offline, "check the network"},
