@@ -52,6 +52,18 @@ test: $(call stamp,$(GOTESTSUM)) $(call stamp,$(S3SERVER)) ## vet, fuzz for a mo
 lint: $(call stamp,$(LINTER)) ## check style, walls between packages, and formatting
 	golangci-lint run ./...
 
+# What the programs are built for. What differs from system to system is vetted
+# with its tests; `make test` vets this one.
+SYSTEMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+VETTED  := darwin/arm64 windows/amd64
+on       = GOOS=$(firstword $(subst /, ,$(1))) GOARCH=$(lastword $(subst /, ,$(1))) CGO_ENABLED=0
+
+.PHONY: cross
+cross: ## build for linux, darwin and windows, on amd64 and arm64, and vet
+	$(foreach s,$(SYSTEMS),$(call on,$(s)) go build ./... &&) true
+	PATCHKEEP_CROSS=1 go test -run '^TestAgentOnEachSystem$$' -timeout 30m -v ./cmd
+	$(foreach s,$(VETTED),$(call on,$(s)) go vet ./... &&) true
+
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME (60s)
 	bash .ci/fuzz $(FUZZTIME)

@@ -51,6 +51,8 @@ func TestScripts(t *testing.T) {
 				env.Setenv(name, strings.TrimSpace(string(out)))
 			}
 			env.Setenv("DEB", deb)
+			// A window that is not open now, nor within the test.
+			env.Setenv("CLOSED", time.Now().Add(6*time.Hour).Format("15:04")+"-"+time.Now().Add(7*time.Hour).Format("15:04"))
 			env.Setenv("PATCHKEEP_KEY_PASSWORD", "correct horse")
 			env.Setenv("PATCHKEEP_REPO", filepath.Join(env.WorkDir, "repo"))
 			env.Setenv("PATCHKEEP_KEYS", filepath.Join(env.WorkDir, "keys"))

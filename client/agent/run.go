@@ -54,6 +54,9 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 			a.reload(&o)
 			res, err := a.Apply(ctx, ApplyOptions{})
 			if ctx.Err() != nil {
+				if o.Each != nil && len(res.Done) > 0 { // what was done is told
+					o.Each(res, nil)
+				}
 				return res, err
 			}
 			if o.Each != nil {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -47,8 +46,10 @@ An interrupt stops downloads at once; an installer that runs is waited for.`,
 		},
 	}
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be installed")
+	cmd.Flags().BoolVar(&o.Now, "now", false, "whatever this machine's settings hold back: its windows, battery, metered line")
 	cmd.Flags().BoolVar(&o.Retry, "retry", false, "try again what failed too often")
 	addRoot(cmd)
+	addSettings(cmd, false)
 	return cmd
 }
 
@@ -142,6 +143,8 @@ func done(step agent.Step, previous, why string) string {
 		return "not now; it will be tried again" + why
 	case agent.StepNotApplicable:
 		return "its installer says that it does not apply here" + why
+	case agent.StepRebooting:
+		return "this machine is rebooted for it" + why
 	case agent.StepOffered, agent.StepFetched, agent.StepVerified:
 		return "not installed" + why
 	}
@@ -156,39 +159,6 @@ func was(version string) string {
 }
 
 func paren(s string) string { return " (" + s[2:] + ")" }
-
-func newRun() *cobra.Command {
-	var o agent.RunOptions
-	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Apply again and again, until told to stop",
-		Long: `run applies at once and then every --interval, give or take a quarter. Whatever
-happens, it goes on: expired metadata or a server that is away only mean that
-nothing is installed until they are well again.`,
-		Example: "  patchkeep-agent run --interval 30m --log-level info",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.Interval < time.Second {
-				return cli.Usagef("interval %s is shorter than a second", o.Interval)
-			}
-			a, err := open(cmd, nil)
-			if err != nil {
-				return err
-			}
-			o.Each = func(res *agent.Result, err error) {
-				if err != nil {
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", time.Now().Format(time.DateTime), err)
-				}
-				if len(res.Done) > 0 {
-					_ = cli.Print(cmd, res, func(w io.Writer) error { return printResult(w, res, agent.ApplyOptions{}, err) })
-				}
-			}
-			return a.Run(cmd.Context(), o)
-		},
-	}
-	cmd.Flags().DurationVar(&o.Interval, "interval", time.Hour, "between two looks")
-	return cmd
-}
 
 func newDownload() *cobra.Command {
 	var out string

@@ -39,6 +39,7 @@ it shows the last verified state, and exits with the reason.`,
 		},
 	}
 	addRoot(cmd)
+	addSettings(cmd, false)
 	return cmd
 }
 
@@ -129,6 +130,7 @@ answers from the last verified state when the repository cannot be reached.`,
 		},
 	}
 	addRoot(cmd)
+	addSettings(cmd, false)
 	return cmd
 }
 
@@ -163,7 +165,7 @@ func printWhy(w io.Writer, x *agent.Explanation) error {
 }
 
 func newStatus() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Show the enrolment, the metadata and what is under way",
 		Long:    "status asks nobody: it shows what this machine knows. It works while another agent is at work.",
@@ -181,6 +183,8 @@ func newStatus() *cobra.Command {
 			return cli.Print(cmd, st, func(w io.Writer) error { return printStatus(w, st, time.Now()) })
 		},
 	}
+	addSettings(cmd, false)
+	return cmd
 }
 
 func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
@@ -210,7 +214,12 @@ func printStatus(w io.Writer, st *agent.Status, now time.Time) error {
 	if st.FreeSpace > 0 {
 		fmt.Fprintf(w, "Disk:     %s free, %s kept for deltas\n", cli.Bytes(st.FreeSpace), cli.Bytes(st.Kept))
 	}
-	if st.Reboot {
+	for _, line := range settingsWords(&st.Settings) {
+		fmt.Fprintf(w, "Setting:  %s\n", line)
+	}
+	if r := st.Rebooting; r != nil {
+		fmt.Fprintf(w, "REBOOT:   announced for %s: %s.\n", r.At.Local().Format("2006-01-02 15:04:05 MST"), r.Why)
+	} else if st.Reboot {
 		fmt.Fprintln(w, "REBOOT:   this machine must be rebooted to finish an installation.")
 	}
 	for _, r := range st.Pending {

@@ -33,6 +33,7 @@ func config() cli.Config {
 			{Target: tuf.ErrExpired, Code: cli.Expired},
 			{Target: tuf.ErrClock, Code: cli.Expired},
 			{Target: agent.ErrBusy, Code: cli.Conflict},
+			{Target: errInstalled, Code: cli.Conflict},
 			{Target: agent.ErrEnrolled, Code: cli.Conflict},
 			{Target: tuf.ErrLocked, Code: cli.Conflict},
 			{Target: tuf.ErrOffline, Code: cli.Offline},
@@ -50,6 +51,9 @@ func hint(err error) string {
 		text   string
 	}{
 		{agent.ErrNotEnrolled, "patchkeep-agent enroll --server URL --root root.json --ring RING"},
+		{errInstalled, "patchkeep-agent service uninstall, then install it anew"},
+		{errNotInstalled, "patchkeep-agent service install"},
+		{errRights, "run it as root or with sudo; on Windows in a console opened as administrator"},
 		{agent.ErrEnrolled, "add --force to enroll it anew"},
 		{agent.ErrUnknownRing, "ask for the ring's name, or have its first plan published with 'patchkeep rollout start'"},
 		{agent.ErrBusy, "wait until it is done, and try again"},
@@ -90,7 +94,9 @@ wrong clock, 12 another agent is at work, 13 offline, 64 usage, 130 cancelled.`,
 	}
 	root.PersistentFlags().String("state", agent.DefaultDir(), "directory of the enrolment and of all the agent remembers")
 	cli.BindEnv(root, "state", "PATCHKEEP_STATE")
-	root.AddCommand(newEnroll(), newCheck(), newWhy(), newApply(), newRun(), newStatus(), newHistory(), newDownload())
+	root.PersistentFlags().String("config", "", "file with this machine's settings, in YAML")
+	cli.BindEnv(root, "config", "PATCHKEEP_CONFIG")
+	root.AddCommand(newEnroll(), newCheck(), newWhy(), newApply(), newRun(), newService(), newStatus(), newHistory(), newDownload())
 	return root
 }
 
@@ -109,6 +115,9 @@ func open(cmd *cobra.Command, progress func(agent.Progress)) (*agent.Agent, erro
 		if o.System, err = cmd.Flags().GetString("root"); err != nil {
 			return nil, err
 		}
+	}
+	if err := settingsOf(cmd, &o); err != nil {
+		return nil, err
 	}
 	if change, ok := cmd.Context().Value(optionsKey{}).(func(*agent.Options)); ok {
 		change(&o)

@@ -30,6 +30,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
+	"github.com/patchkeep/patchkeep/cmd/internal/settings"
 )
 
 const token = "a-token-of-many-characters"
@@ -311,9 +312,9 @@ func TestPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		s := settingsOf(cmd.Flags(), config)
+		s := settings.Of(cmd.Flags(), config, "config", "check")
 		for range 2 { // the second is a reload
-			o, err := s.read()
+			o, err := readOptions(s)
 			if err != nil {
 				return err
 			}

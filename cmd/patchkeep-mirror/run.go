@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 
+	"github.com/patchkeep/patchkeep/cmd/internal/settings"
 	"github.com/patchkeep/patchkeep/mirror"
 	"github.com/patchkeep/patchkeep/mirror/access"
 )
@@ -21,7 +22,7 @@ const lookEvery = 2 * time.Second
 
 // runner is a mirror that serves.
 type runner struct {
-	settings         *settings
+	settings         *settings.Source
 	started, current *serveOptions // when it was started; as reloaded last
 	live             *live
 	mirror           *mirror.Mirror
@@ -76,7 +77,7 @@ func (r *runner) reload(ctx context.Context) {
 	if err := r.log.Reopen(); err != nil {
 		log.Error().Err(err).Msg("the old file is written on")
 	}
-	o, err := r.settings.read()
+	o, err := readOptions(r.settings)
 	if err == nil {
 		err = o.validate()
 	}

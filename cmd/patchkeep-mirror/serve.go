@@ -19,6 +19,7 @@ import (
 
 	"github.com/patchkeep/patchkeep/client/tuf"
 	"github.com/patchkeep/patchkeep/cmd/internal/cli"
+	"github.com/patchkeep/patchkeep/cmd/internal/settings"
 	"github.com/patchkeep/patchkeep/mirror"
 	"github.com/patchkeep/patchkeep/mirror/access"
 	"github.com/patchkeep/patchkeep/mirror/line"
@@ -68,8 +69,8 @@ to finish; a second one cuts them off.`,
 	cli.BindEnv(cmd, "listen", "PATCHKEEP_LISTEN")
 	cli.BindEnv(cmd, "config", "PATCHKEEP_CONFIG")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		s := settingsOf(flags, o.config)
-		o, err := s.read()
+		s := settings.Of(flags, o.config, "config", "check")
+		o, err := readOptions(s)
 		if err != nil {
 			return err
 		}
@@ -96,7 +97,7 @@ func check(cmd *cobra.Command, o *serveOptions) error {
 	})
 }
 
-func serve(cmd *cobra.Command, s *settings, o *serveOptions) (err error) {
+func serve(cmd *cobra.Command, s *settings.Source, o *serveOptions) (err error) {
 	ctx := cmd.Context()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // which would end the process
@@ -114,7 +115,7 @@ func serve(cmd *cobra.Command, s *settings, o *serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if o.limit != "" || s.file != "" {
+	if o.limit != "" || s.File() != "" {
 		l.line = line.NewLimiter(nil, nil)
 		cfg.Line = l.line
 	}
