@@ -283,6 +283,26 @@ func TestDeltaIsCanceled(t *testing.T) {
 	w.check(t)
 }
 
+// What killed processes have left beside the file is gone when it is there,
+// whichever way it came.
+func TestNothingIsLeft(t *testing.T) {
+	for _, withBase := range []bool{true, false} {
+		w := newDeltaWorld(t)
+		for _, ending := range []string{".part", ".part.json", ".made.part", ".delta", ".delta.part", ".delta.part.json"} {
+			if err := os.WriteFile(w.dest+ending, noise(1000, 7), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		base := fetch.Base{Path: w.base}
+		if !withBase {
+			base.Path = "none"
+		}
+		if res := w.download(t, base); res.Delta != withBase {
+			t.Errorf("%+v", res)
+		}
+	}
+}
+
 // To look for a delta takes no request.
 func TestNoDeltaCostsNothing(t *testing.T) {
 	w := newDeltaWorld(t)

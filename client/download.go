@@ -50,7 +50,8 @@ func (c *Client) Download(ctx context.Context, targetPath, dest string, o Downlo
 			return nil, res, err
 		}
 	}
-	forgetDelta(dest)
+	forgetDelta(dest) // and what killed processes have left on another way
+	fetch.Forget(dest)
 	return t, res, nil
 }
 
