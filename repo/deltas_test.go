@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"github.com/patchkeep/patchkeep/repo"
 	"github.com/patchkeep/patchkeep/repo/delta"
 	"github.com/patchkeep/patchkeep/repo/layout"
@@ -207,5 +209,54 @@ func TestVerifyReadsDeltas(t *testing.T) {
 	}
 	if r := f.verify(t); len(r.Faults) != 1 || r.Faults[0].Where != d.Path {
 		t.Errorf("%+v", r.Faults)
+	}
+}
+
+// What is signed about a delta, and is of no use, is a fault that verify and show
+// name, and nothing that stops the patch itself.
+func TestVerifyChecksWhatDeltasSay(t *testing.T) {
+	old := randomBytes(100_000)
+	for name, change := range map[string]func(*delta.Info) *delta.Info{
+		"nothing":        func(*delta.Info) *delta.Info { return nil },
+		"another base":   func(i *delta.Info) *delta.Info { i.BaseSHA256 = i.SHA256; return i },
+		"another result": func(i *delta.Info) *delta.Info { i.SHA256 = i.BaseSHA256; return i },
+		"another length": func(i *delta.Info) *delta.Info { i.Length++; return i },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.add(t, "1.0", old)
+			pub, err := f.addFrom(t, "1.1", "hello.bin", append(bytes.Clone(old), "more"...), repo.AddOptions{DeltaFrom: []string{"1.0"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := pub.Deltas[0].Path
+			err = f.repo.EditRole(t.Context(), "product-hello", func(role *metadata.TargetsType) {
+				tf := *role.Targets[path]
+				info, err := delta.FromCustom(*tf.Custom)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tf.Custom = nil
+				if info = change(info); info != nil {
+					raw, err := info.ToCustom()
+					if err != nil {
+						t.Fatal(err)
+					}
+					tf.Custom = &raw
+				}
+				role.Targets[path] = &tf
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := f.verify(t); len(r.Faults) != 1 || r.Faults[0].Where != path || r.Deltas != 0 {
+				t.Errorf("%+v", r)
+			}
+			list, err := f.repo.PatchVersion(t.Context(), "hello", "1.1")
+			if err != nil || len(list) != 1 || len(list[0].Deltas) != 1 || list[0].Deltas[0].Skipped == "" {
+				t.Errorf("%+v, %v", list, err)
+			}
+			f.start(t, "1.1", "users", "")
+		})
 	}
 }

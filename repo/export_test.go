@@ -13,8 +13,13 @@ import (
 
 // EditTargets publishes targets as edit leaves it: what no command does yet.
 func (r *Repository) EditTargets(ctx context.Context, edit func(*metadata.TargetsType)) error {
+	return r.EditRole(ctx, layout.RoleTargets, edit)
+}
+
+// EditRole publishes a role as edit leaves it.
+func (r *Repository) EditRole(ctx context.Context, role string, edit func(*metadata.TargetsType)) error {
 	_, err := r.publish(ctx, false, func(ctx context.Context, d *draft) error {
-		t, err := d.edit(ctx, layout.RoleTargets)
+		t, err := d.edit(ctx, role)
 		if err == nil {
 			edit(t)
 		}

@@ -453,7 +453,9 @@ func newPatchList(a *app) *cobra.Command {
 				for _, p := range list {
 					var deltas []string
 					for _, d := range p.Deltas {
-						deltas = append(deltas, d.From)
+						if d.Skipped == "" {
+							deltas = append(deltas, d.From)
+						}
 					}
 					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Patch.Product, p.Patch.Version, p.Patch.Platform, p.Patch.Kind,
 						orDash(string(p.Patch.Severity)), cli.Bytes(p.Length), orDash(strings.Join(deltas, ",")), orDash(strings.Join(p.Rings, ",")), filepath.Base(p.Path))
