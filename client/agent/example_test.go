@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log"
 	"net/http/httptest"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/patchkeep/patchkeep/client/agent"
+	"github.com/patchkeep/patchkeep/client/install"
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/patch"
@@ -116,4 +119,58 @@ func ExampleAgent_Apply() {
 	// hello 1.1: 13 of 13 bytes
 	// hello 1.1 committed
 	// hello, world
+}
+
+// copier is an installer of the program's own: it puts the file of a patch to
+// where the program keeps its data, and knows what lies there.
+type copier struct{ dir string }
+
+func (c copier) Install(_ context.Context, job install.Job) (install.Outcome, error) {
+	data := make([]byte, job.Length)
+	if _, err := job.File.ReadAt(data, 0); err != nil { // the open handle, which was hashed just now
+		return install.Outcome{}, err
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "text"), data, 0o600); err != nil {
+		return install.Outcome{Result: patch.Failure, Why: err.Error()}, nil
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "version"), []byte(job.Patch.Version), 0o600); err != nil {
+		return install.Outcome{Result: patch.Failure, Why: err.Error()}, nil
+	}
+	return install.Outcome{Result: patch.Success}, nil
+}
+
+func (c copier) Detect(context.Context, *patch.Patch, install.Known) (string, error) {
+	version, err := os.ReadFile(filepath.Join(c.dir, "version"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(version), err
+}
+
+// A program can install patches of a kind in its own way. All else stays: who
+// must have signed what, halts, journal, history.
+func ExampleOptions_installers() {
+	opts, _, stop := exampleRepository()
+	defer stop()
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	opts.Installers = map[patch.Kind]install.Runner{patch.KindFile: copier{dir}}
+	a, err := agent.Open(opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := a.Apply(context.Background(), agent.ApplyOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "text"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s: %s: %s", result.Done[0].ID(), result.Done[0].Step, text)
+	// Output: hello 1.1: committed: hello, world
 }
