@@ -130,13 +130,12 @@ func (c copier) Install(_ context.Context, job install.Job) (install.Outcome, er
 	if _, err := job.File.ReadAt(data, 0); err != nil { // the open handle, which was hashed just now
 		return install.Outcome{}, err
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, "text"), data, 0o600); err != nil {
-		return install.Outcome{Result: patch.Failure, Why: err.Error()}, nil
+	out := install.Outcome{Result: patch.Success}
+	err := os.WriteFile(filepath.Join(c.dir, "text"), data, 0o600)
+	if err = errors.Join(err, os.WriteFile(filepath.Join(c.dir, "version"), []byte(job.Patch.Version), 0o600)); err != nil {
+		out = install.Outcome{Result: patch.Failure, Why: err.Error()} // it was begun
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, "version"), []byte(job.Patch.Version), 0o600); err != nil {
-		return install.Outcome{Result: patch.Failure, Why: err.Error()}, nil
-	}
-	return install.Outcome{Result: patch.Success}, nil
+	return out, nil
 }
 
 func (c copier) Detect(context.Context, *patch.Patch, install.Known) (string, error) {
