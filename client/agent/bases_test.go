@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"github.com/patchkeep/patchkeep/client/agent"
 	"github.com/patchkeep/patchkeep/repo/patch"
 )
 
@@ -157,7 +160,12 @@ func TestBasesAreHandedOn(t *testing.T) {
 		f.add("hello", "2", "hello.bin", fresh, change)
 		f.blocks("hello", "2", "hello.bin", fresh)
 		f.publish()
-		f.wantApply("hello 2 committed", nil)
+		var log bytes.Buffer
+		_, err := f.agent().Apply(zerolog.New(&log).WithContext(t.Context()), agent.ApplyOptions{})
+		f.must(err)
+		if !strings.Contains(log.String(), fmt.Sprintf(`"copied":%d`, 5<<20)) {
+			t.Errorf("%s: five blocks of six should come from the base:\n%s", kind, log.String())
+		}
 		if got, err := f.agent().Status(); err != nil || got.Installed["hello"].Version != "2" {
 			t.Errorf("%s: %+v, %v", kind, got, err)
 		}
