@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ import (
 type looker struct {
 	agent.Loop
 	t      *testing.T
+	mu     sync.Mutex    // held by the loop while it reads offset or adds a look, and by pass before it lets it run
 	offset time.Duration // of the wall clock, from what passes
 	begun  time.Time
 	looks  []time.Duration // since the beginning, by the wall clock
@@ -29,10 +31,18 @@ func looking(t *testing.T, change func(*looker)) *looker {
 	l := &looker{t: t, begun: time.Now(), answer: func(int) (*agent.Result, error) { return nil, nil }}
 	l.Interval = time.Hour
 	l.Network = func() string { return "home" }
-	l.Now = func() time.Time { return time.Now().Add(l.offset) }
+	l.Now = func() time.Time {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return time.Now().Add(l.offset)
+	}
 	l.Look = func(context.Context) (*agent.Result, error) {
-		l.looks = append(l.looks, l.Now().Sub(l.begun))
-		return l.answer(len(l.looks))
+		at := l.Now().Sub(l.begun)
+		l.mu.Lock()
+		l.looks = append(l.looks, at)
+		n := len(l.looks)
+		l.mu.Unlock()
+		return l.answer(n)
 	}
 	if change != nil {
 		change(l)
@@ -47,7 +57,9 @@ func looking(t *testing.T, change func(*looker)) *looker {
 
 // pass lets time pass, and returns how many looks there were meanwhile.
 func (l *looker) pass(d time.Duration) int {
+	l.mu.Lock()
 	before := len(l.looks)
+	l.mu.Unlock()
 	time.Sleep(d)
 	synctest.Wait()
 	return len(l.looks) - before
