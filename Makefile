@@ -69,9 +69,9 @@ fuzz: ## fuzz each target for FUZZTIME (60s)
 	bash .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: build $(call stamp,$(S3SERVER)) ## measure, beside curl, nginx and wrk, in half an hour
+bench: build $(call stamp,$(S3SERVER)) ## measure, beside curl, nginx, wrk, bsdiff and zstd, in an hour
 	go test -run '^$$' -bench . -benchtime 5x -timeout 60m -v ./client ./cmd
-	go test -run '^$$' -bench . $$(go list ./... | grep -Ev '/(client|cmd)$$')
+	go test -run '^$$' -bench . -timeout 60m $$(go list ./... | grep -Ev '/(client|cmd)$$')
 
 .PHONY: docker
 docker: ## build an image of each program
