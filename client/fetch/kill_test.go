@@ -15,16 +15,21 @@ import (
 )
 
 // TestMain lets this binary be a process that downloads until it is killed:
-// arguments URL, size of newObject, block list in base64 or "", dest.
+// arguments size of newObject, block list in base64 or "", dest, base or "", URLs
+// that are all asked at once.
 func TestMain(m *testing.M) {
 	if os.Getenv("PATCHKEEP_TEST_ROLE") != "download" {
 		os.Exit(m.Run())
 	}
-	n, _ := strconv.Atoi(os.Args[2])
+	n, _ := strconv.Atoi(os.Args[1])
 	o := newObject(n)
-	r := fetch.Request{URLs: os.Args[1:2], Length: int64(n), Hashes: o.hashes, Dest: os.Args[4]}
-	if os.Args[3] != "" {
-		r.Blocks, _ = base64.StdEncoding.DecodeString(os.Args[3])
+	urls := os.Args[5:]
+	r := fetch.Request{URLs: urls, Peers: len(urls), Length: int64(n), Hashes: o.hashes, Dest: os.Args[3]}
+	if os.Args[2] != "" {
+		r.Blocks, _ = base64.StdEncoding.DecodeString(os.Args[2])
+	}
+	if os.Args[4] != "" {
+		r.Bases = []fetch.Base{{Path: os.Args[4]}}
 	}
 	_, err := fetch.New(fetch.Options{}).File(context.Background(), r)
 	fmt.Println("not killed:", err)
@@ -43,9 +48,9 @@ func TestKill(t *testing.T) {
 		twice int64 // bytes that may come twice
 	}{
 		{"blocks, early", 3*mib + 5, true, 2 * mib},
-		{"blocks, late", 150*mib + 5, true, 8 * mib},
-		{"no blocks, before the first checkpoint", 3 * mib, false, 3 * mib},
-		{"no blocks, later", 150 * mib, false, 150 * mib},
+		{"blocks, late", 150*mib + 5, true, 2 * mib},
+		{"no blocks, before the first checkpoint", 3 * mib, false, 2 * mib},
+		{"no blocks, later", 150 * mib, false, 2 * mib},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sent := make(chan struct{})
@@ -67,7 +72,7 @@ func TestKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(exe, slow.url, strconv.Itoa(size), list, r.Dest)
+			cmd := exec.Command(exe, strconv.Itoa(size), list, r.Dest, "", slow.url)
 			cmd.Env = append(os.Environ(), "PATCHKEEP_TEST_ROLE=download")
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)

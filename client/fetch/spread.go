@@ -49,6 +49,11 @@ func (d *download) spread(ctx context.Context, pr progress, h *hashes) error {
 		return err
 	}
 	start := pr.Verified
+	if pr.Blocks == nil { // whoever goes on with it must know that it has gaps
+		if err := s.part.save(&s.Request, s.progress(start, h)); err != nil {
+			return err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	if start > 0 {
 		want := h.state()
