@@ -22,8 +22,10 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/config"
 	"github.com/theupdateframework/go-tuf/v2/metadata/updater"
+	"golang.org/x/time/rate"
 
 	"github.com/patchkeep/patchkeep/client"
+	"github.com/patchkeep/patchkeep/client/fetch"
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
 	"github.com/patchkeep/patchkeep/repo/layout"
 )
@@ -37,6 +39,7 @@ const (
 
 var roles = map[string]func(args []string) error{
 	"serve": benchServe, "prepare": benchPrepare, "patchkeep": benchPatchkeep, "go-tuf": benchGoTUF,
+	"serve-slowly": benchServeSlowly, "peers": benchPeers,
 }
 
 func TestMain(m *testing.M) {
@@ -82,7 +85,7 @@ func BenchmarkDownload1GiB(b *testing.B) {
 	if out, err := process(b.Context(), "prepare", dir, strconv.Itoa(size)).Output(); err != nil {
 		b.Fatalf("prepare: %v %s", err, out)
 	}
-	base := serve(b, dir)
+	base := serve(b, "serve", dir)
 	object, err := os.ReadFile(filepath.Join(dir, "object"))
 	if err != nil {
 		b.Fatal(err)
@@ -156,9 +159,9 @@ func mean(v []float64) float64 {
 	return sum / float64(len(v))
 }
 
-// serve starts a server process for dir and returns its URL.
-func serve(b *testing.B, dir string) string {
-	cmd := process(b.Context(), "serve", dir)
+// serve starts a server process and returns its URL.
+func serve(b *testing.B, role string, args ...string) string {
+	cmd := process(b.Context(), role, args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -290,6 +293,101 @@ func benchGoTUF(args []string) error {
 		return err
 	}
 	_, _, err = up.DownloadTarget(info, out, "")
+	return err
+}
+
+// BenchmarkTwoMirrors downloads 128 MiB from one mirror of 20 MB/s, and from two
+// at once. It prints how many times as fast two are, and the memory.
+func BenchmarkTwoMirrors(b *testing.B) {
+	const mib = 128
+	dir := b.TempDir()
+	data, list := filepath.Join(dir, "file"), []byte{}
+	f, err := os.Create(data)
+	if err != nil {
+		b.Fatal(err)
+	}
+	whole, block, random := sha256.New(), make([]byte, layout.BlockSize), rand.NewChaCha8([32]byte{})
+	for range mib {
+		random.Read(block)
+		sum := sha256.Sum256(block)
+		list = append(list, sum[:]...)
+		whole.Write(block)
+		if _, err := f.Write(block); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		b.Fatal(err)
+	}
+	blocks := filepath.Join(dir, "blocks")
+	if err := os.WriteFile(blocks, list, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	urls := []string{serve(b, "serve-slowly", data), serve(b, "serve-slowly", data)}
+	var ratios []float64
+	var rss int64
+	b.SetBytes(mib << 20)
+	for b.Loop() {
+		var took [2]float64
+		for i := range took {
+			args := append([]string{hex.EncodeToString(whole.Sum(nil)), blocks, filepath.Join(b.TempDir(), "out")}, urls[:i+1]...)
+			cmd := process(b.Context(), "peers", args...)
+			start := time.Now()
+			if err := cmd.Run(); err != nil {
+				b.Fatal(err)
+			}
+			took[i] = time.Since(start).Seconds()
+			rss = max(rss, maxRSS(cmd.ProcessState))
+		}
+		ratios = append(ratios, took[0]/took[1])
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ratios[len(ratios)/2], "two/one")
+	b.ReportMetric(float64(rss)/(1<<20), "MiB")
+}
+
+// benchServeSlowly serves a file at 20 MB/s over all connections.
+func benchServeSlowly(args []string) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("http://%s\n", l.Addr())
+	line := rate.NewLimiter(20e6, 64<<10)
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(&slowly{w, r, line}, r, args[0])
+	}))
+}
+
+type slowly struct {
+	http.ResponseWriter
+	r    *http.Request
+	line *rate.Limiter
+}
+
+func (s *slowly) Write(p []byte) (int, error) {
+	for n := 0; n < len(p); n += 32 << 10 {
+		piece := p[n:min(len(p), n+32<<10)]
+		if err := s.line.WaitN(s.r.Context(), len(piece)); err != nil {
+			return n, err
+		}
+		if _, err := s.ResponseWriter.Write(piece); err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}
+
+func benchPeers(args []string) error {
+	list, err := os.ReadFile(args[1])
+	if err != nil {
+		return err
+	}
+	_, err = fetch.New(fetch.Options{}).File(context.Background(), fetch.Request{
+		URLs: args[3:], Peers: len(args) - 3, Length: int64(len(list)) / sha256.Size * layout.BlockSize,
+		Hashes: map[string]string{"sha256": args[0]}, Blocks: list, Dest: args[2],
+	})
 	return err
 }
 
