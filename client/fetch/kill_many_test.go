@@ -53,7 +53,7 @@ func TestKillAtManyMoments(t *testing.T) {
 				tell := sync.OnceFunc(func() { close(reached) })
 				var urls []string
 				for range c.peers {
-					urls = append(urls, newMirror(t, pacedUntil(o, 40*mib, &sent, at, tell)).url)
+					urls = append(urls, newMirror(t, pacedUntil(o, 24*mib, &sent, at, tell)).url)
 				}
 				r := request(t, o, urls...)
 				r.Peers = c.peers
@@ -96,7 +96,7 @@ func TestKillAtManyMoments(t *testing.T) {
 	}
 }
 
-const inSockets = 1 << 20
+const inSockets = 4 << 20 // on a busy machine
 
 // pacedUntil serves at a rate until so much was sent in all, by all that share
 // sent; then it says so and sends nothing more. at < 0: it just serves.

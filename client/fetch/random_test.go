@@ -21,7 +21,7 @@ import (
 // file, the right one if one of them is good, and on top of what a failure left
 // too. (The agent's own thousand runs are in cmd/patchkeep-agent.)
 func TestRandomFaults(t *testing.T) {
-	seed, runs := uint64(20261125), uint64(150)
+	seed, runs := uint64(20261125), uint64(100)
 	if s := os.Getenv("PATCHKEEP_TEST_SEED"); s != "" {
 		var err error
 		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
