@@ -95,7 +95,9 @@ func TestKill9(t *testing.T) {
 			twice := k.meter.total() - k.size
 			t.Logf("%d rounds, %d kills, %.1f MiB in files, %.2f blocks of them twice for each kill",
 				rounds, k.killed, float64(k.size)/(1<<20), float64(twice)/float64(layout.BlockSize)/float64(k.killed))
-			if twice > int64(k.killed)*2*layout.BlockSize {
+			// Two blocks, and what the server had sent and the agent never read: on a
+			// busy machine that fills the sockets.
+			if twice > int64(k.killed)*3*layout.BlockSize {
 				t.Errorf("%d bytes were fetched twice, with %d kills", twice, k.killed)
 			}
 		})
