@@ -122,10 +122,12 @@ func (f *Fetcher) Close() {
 func newTransport(o *Options) *http.Transport {
 	d := newDialer(o)
 	return &http.Transport{
-		Proxy:                  d.proxy,
-		DialContext:            d.DialContext,
-		TLSClientConfig:        o.Credentials.tls(),
-		ForceAttemptHTTP2:      true,
+		Proxy:             d.proxy,
+		DialContext:       d.DialContext,
+		TLSClientConfig:   o.Credentials.tls(),
+		ForceAttemptHTTP2: true,
+		// A connection that died while the machine slept must not be used again.
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  15 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
