@@ -7,10 +7,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,23 +25,26 @@ import (
 )
 
 const (
-	kills    = 200              // of agents, at least
-	machines = 2                // side by side
-	fileSize = 5 << 20          // just above what has a block list
-	lineRate = 32 << 20         // bytes a second, of the server
-	patience = 60 * time.Second // on a machine that is busy with other things there are fewer kills
+	kills    = 200             // of agents, at least
+	machines = 2               // side by side
+	fileSize = 5 << 20         // just above what has a block list
+	lineRate = 32 << 20        // bytes a second, of the server
+	patience = 5 * time.Minute // a machine that is not busy with other things takes a fifth of it
 )
 
 // meter is a server's line: it is slow, and counts what of patches goes over it.
 type meter struct {
-	asked atomic.Bool // since it was set to false
-	bytes atomic.Int64
+	asked atomic.Bool  // since it was set to false
+	bytes atomic.Int64 // that were sent
+	busy  atomic.Int64 // requests that are being answered
 }
 
 func (m *meter) total() int64 { return m.bytes.Load() }
 
 func (m *meter) handle(w http.ResponseWriter, r *http.Request, h http.Handler) {
 	m.asked.Store(true)
+	m.busy.Add(1)
+	defer m.busy.Add(-1)
 	if strings.Contains(r.URL.Path, "/patches/") && !strings.HasSuffix(r.URL.Path, layout.BlocksPath("")) {
 		w = &slow{w, &m.bytes}
 	}
@@ -92,12 +97,15 @@ func TestKill9(t *testing.T) {
 			for ; k.killed < kills/machines && !t.Failed() && time.Now().Before(until); rounds++ {
 				k.round(rounds + 1)
 			}
-			twice := k.meter.total() - k.size
+			twice := k.meter.total() - k.unread - k.size
 			t.Logf("%d rounds, %d kills, %.1f MiB in files, %.2f blocks of them twice for each kill",
 				rounds, k.killed, float64(k.size)/(1<<20), float64(twice)/float64(layout.BlockSize)/float64(k.killed))
-			// Two blocks, and what the server had sent and the agent never read: on a
-			// busy machine that fills the sockets.
-			if twice > int64(k.killed)*3*layout.BlockSize {
+			if k.killed < kills/machines && !t.Failed() {
+				t.Errorf("%d kills within %s, %d are wanted", k.killed, patience, kills/machines)
+			}
+			// Two blocks, and what a program's own buffers may hold.
+			const most = 2*layout.BlockSize + 64<<10
+			if runtime.GOOS == "linux" && twice > int64(k.killed)*most {
 				t.Errorf("%d bytes were fetched twice, with %d kills", twice, k.killed)
 			}
 		})
@@ -136,6 +144,7 @@ type killer struct {
 	deb               bool
 
 	killed int
+	unread int64           // bytes that were sent to agents which did not live to read them
 	size   int64           // of all files, without what comes twice
 	whole  map[string]bool // SHA-256 of what current/bin/hello may be
 }
@@ -240,7 +249,7 @@ func (k *killer) life(before int) (code int, killed bool, said string) {
 				asked = time.Now()
 			}
 			if !asked.IsZero() && time.Since(asked) >= afterTime || afterBytes > 0 && k.meter.total()-bytes >= afterBytes {
-				_ = cmd.Process.Kill()
+				k.kill(cmd.Process)
 				<-ended
 				alive = false
 			}
@@ -248,6 +257,51 @@ func (k *killer) life(before int) (code int, killed bool, said string) {
 	}
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	return cmd.ProcessState.ExitCode(), ok && status.Signaled(), out.String()
+}
+
+// kill ends the agent without a warning. What lies in its sockets then was sent
+// and not fetched: it is counted apart.
+func (k *killer) kill(p *os.Process) {
+	_ = p.Signal(syscall.SIGSTOP)
+	unread := k.queued()
+	sent := k.meter.total()
+	_ = p.Kill()
+	for range 5000 { // whoever still answers it finds out
+		if k.meter.busy.Load() == 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	k.unread += unread + k.meter.total() - sent
+}
+
+// queued is how many bytes lie in the sockets between the server and its
+// clients: sent and not received, and received and not read.
+func (k *killer) queued() (n int64) {
+	_, port, err := net.SplitHostPort(k.srv.Listener.Addr().String())
+	k.must(err)
+	number, err := strconv.Atoi(port)
+	k.must(err)
+	server := fmt.Sprintf(":%04X", number)
+	for line := range strings.Lines(read("/proc/net/tcp")) {
+		// sl, local, remote, state, tx_queue:rx_queue, …
+		f := strings.Fields(line)
+		if len(f) < 5 || f[3] != "01" {
+			continue
+		}
+		tx, rx, _ := strings.Cut(f[4], ":")
+		queue := ""
+		switch {
+		case strings.HasSuffix(f[1], server):
+			queue = tx
+		case strings.HasSuffix(f[2], server):
+			queue = rx
+		}
+		if q, err := strconv.ParseInt(queue, 16, 64); err == nil {
+			n += q
+		}
+	}
+	return n
 }
 
 // neverHalf checks that the archive's product is one whole version, or not there.
