@@ -27,7 +27,7 @@ stamp     = $(STAMP)/$(notdir $(1))
 export PATH := $(TOOLS)/bin:$(PATH)
 
 FUZZTIME ?= 60s
-SHORTFUZZ ?= 5s
+SHORTFUZZ ?= 3s
 
 .PHONY: help
 help: ## list the targets
@@ -46,11 +46,12 @@ build: ## build the programs into bin/
 test: $(call stamp,$(GOTESTSUM)) $(call stamp,$(S3SERVER)) ## vet, fuzz for a moment, and run all tests
 	go vet ./...
 	bash .ci/fuzz $(SHORTFUZZ)
+	go test -run '^TestThousandFaultyDownloads$$' ./cmd/patchkeep-agent # all of them: with -race there are fewer
 	gotestsum --format pkgname -- -race -timeout 20m ./...
 
 .PHONY: lint
 lint: $(call stamp,$(LINTER)) ## check style, walls between packages, and formatting
-	golangci-lint run ./...
+	GOLANGCI_LINT_CACHE=$(TOOLS)/lint-cache golangci-lint run --allow-parallel-runners ./...
 
 # What the programs are built for. What differs from system to system is vetted
 # with its tests; `make test` vets this one.

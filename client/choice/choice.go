@@ -22,8 +22,9 @@ import (
 const (
 	// MaxListed is how many mirrors of the list are used beside enrolled servers.
 	MaxListed = 8
-	// MaxPeers is how many servers share one download.
-	MaxPeers = 4
+	// MaxPeers is how many servers share one download. Each has a block under
+	// way, which is lost if the machine loses its power.
+	MaxPeers = 2
 )
 
 // Class is why a server has its place. The first are the best.

@@ -119,7 +119,7 @@ func TestFleetSpreads(t *testing.T) {
 	first := func(l *mirrors.List, i int) string {
 		here := choice.Here{Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Seed: fmt.Sprint("machine-", i)}
 		o := choice.Choose(l, []string{"http://origin"}, here, near)
-		if o.Peers != len(l.Mirrors) {
+		if o.Peers != min(choice.MaxPeers, len(l.Mirrors)) {
 			t.Fatalf("%d peers", o.Peers)
 		}
 		return o.Servers[0].URL

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -67,6 +68,8 @@ func hint(err error) string {
 		{tuf.ErrTooLarge, "nothing of it is used; the server sends without end, or there is something else in its place"},
 		{fetch.ErrCaptivePortal, "open a browser, log in to this network, and try again"},
 		{tuf.ErrOffline, "check the network and the servers of 'patchkeep-agent status'; it is tried again on the next run"},
+		{fetch.ErrNoSpace, "make room on this machine's disk; it is tried again on the next run"},
+		{syscall.EROFS, "nothing is installed while the state directory cannot be written: look at the disk, which Linux makes read-only when it fails"},
 		{agent.ErrFailed, "see 'patchkeep-agent history' and the log it names"},
 	} {
 		if errors.Is(err, h.target) {

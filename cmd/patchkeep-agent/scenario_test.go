@@ -184,15 +184,20 @@ func TestScenarios(t *testing.T) {
 			healed: []string{"hello 1.1: installed (new)"},
 		},
 		{
-			name: "a read-only state directory",
+			name: "a file that is swapped once it was verified",
 			upset: func(s *site, _ string) {
-				if os.Geteuid() == 0 {
-					s.Skip("root writes everywhere")
+				s.options = func(o *agent.Options) {
+					o.BootID = func() (string, error) { // asked right before an installation
+						if files, _ := filepath.Glob(filepath.Join(s.state, "downloads", "*", "hello.bin")); len(files) == 1 {
+							s.must(os.WriteFile(files[0]+".evil", []byte("y"), 0o600))
+							s.must(os.Rename(files[0]+".evil", files[0]))
+						}
+						return "boot", nil
+					}
 				}
-				s.must(os.Chmod(s.state, 0o500))
-				s.Cleanup(func() { _ = os.Chmod(s.state, 0o700) })
 			},
-			code: 1, says: []string{"permission denied"},
+			code: 10, says: []string{"hello 1.1: FAILED: install hello@1.1/any: file is not the one that was verified", "hint: nothing was run; somebody changes files in the state directory"},
+			heal: func(s *site) { s.options = func(*agent.Options) {} }, healed: []string{"hello 1.1: installed"},
 		},
 		{
 			name:  "a state directory that others can write",
