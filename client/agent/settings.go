@@ -56,7 +56,7 @@ func DefaultSettings() Settings {
 		Interval: time.Hour, Spread: 5 * time.Minute,
 		MissedWindow: rollout.MissedWait,
 		MinBattery:   30,
-		Metered:      MeteredSmall, MeteredMax: 10_000_000,
+		Metered:      MeteredSmall, MeteredMax: 10 << 20,
 		Reboot: RebootNever, RebootWarning: 15 * time.Minute,
 	}
 }

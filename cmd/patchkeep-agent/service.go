@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -143,11 +144,10 @@ agent is doing is told by 'patchkeep-agent status'.`,
 			if err != nil {
 				return err
 			}
-			s, err := service.New(nil, u.config())
+			words, code, err := u.status()
 			if err != nil {
-				return noManager(err)
+				return err
 			}
-			words, code := statusOf(s.Status())
 			if err := cli.Print(cmd, map[string]string{"service": words}, func(w io.Writer) error {
 				_, err := fmt.Fprintln(w, words)
 				return err
@@ -160,6 +160,21 @@ agent is doing is told by 'patchkeep-agent status'.`,
 			return cli.Exit(fmt.Errorf("service %s is %s", u.Name, words), code)
 		},
 	}
+}
+
+func (u *unit) status() (words string, code int, err error) {
+	if u.File != "" { // what is not defined is not there, whatever a manager has to say, or if there is none
+		if _, err := os.Stat(u.File); errors.Is(err, fs.ErrNotExist) {
+			words, code = statusOf(service.StatusUnknown, service.ErrNotInstalled)
+			return words, code, nil
+		}
+	}
+	s, err := service.New(nil, u.config())
+	if err != nil {
+		return "", 0, noManager(err)
+	}
+	words, code = statusOf(s.Status())
+	return words, code, nil
 }
 
 func statusOf(st service.Status, err error) (words string, code int) {

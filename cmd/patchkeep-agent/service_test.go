@@ -48,6 +48,14 @@ func TestSystemdUnit(t *testing.T) {
 	}
 }
 
+// What has no definition is not installed, with a service manager or without.
+func TestServiceNotInstalled(t *testing.T) {
+	u := &unit{Name: serviceName, File: filepath.Join(t.TempDir(), "none.service")}
+	if words, code, err := u.status(); err != nil || words != "not installed" || code != serviceNotInstalled {
+		t.Errorf("status %q, %d, %v", words, code, err)
+	}
+}
+
 // systemd itself finds no fault with the unit.
 func TestSystemdAnalyze(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {

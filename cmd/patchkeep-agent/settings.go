@@ -42,7 +42,7 @@ func (o *options) flags() *pflag.FlagSet {
 	f.StringVar(&o.missed, "missed-window", string(d.MissedWindow), "when a whole --window was missed: wait for the next one, or install at once")
 	f.IntVar(&o.minBattery, "min-battery", d.MinBattery, "on battery, begin nothing with fewer percent left; 0: do not ask")
 	f.StringVar(&o.metered, "metered", string(d.Metered), "what is fetched over a metered line: any, small, none")
-	f.StringVar(&o.meteredMax, "metered-max", "10MB", "largest file for --metered small; what is critical or overdue may be larger")
+	f.StringVar(&o.meteredMax, "metered-max", "10MiB", "largest file for --metered small; what is critical or overdue may be larger")
 	f.StringVar(&o.rate, "rate", "0", "bytes a second of downloads; 0: any number")
 	f.StringVar(&o.meteredRate, "metered-rate", "0", "the same on a metered line; 0: as --rate")
 	f.StringVar(&o.reboot, "reboot", string(d.Reboot), "whether run reboots for patches that need it: never, window, deadline")

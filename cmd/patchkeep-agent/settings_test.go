@@ -67,7 +67,7 @@ keep-bases: 0
 		t.Fatal(err)
 	}
 	got := fmt.Sprintln(before.Interval, before.Rate, before.MinBattery, before.Windows, before.MissedWindow, before.Metered, before.MeteredMax, before.Reboot, bases)
-	if want := "10m0s 3000000 50 [mon,tue,wed,thu,fri 22:00-05:00 sat 08:00-20:00] install small 10000000 never -1\n"; got != want {
+	if want := "10m0s 3000000 50 [mon,tue,wed,thu,fri 22:00-05:00 sat 08:00-20:00] install small 10485760 never -1\n"; got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}
 	got = fmt.Sprintln(after.Interval, after.Rate, after.MinBattery, after.Windows, after.MissedWindow, after.Reboot)
