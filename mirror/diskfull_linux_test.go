@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/patchkeep/patchkeep/client/tuf/tuftest"
-	"github.com/patchkeep/patchkeep/internal/smalldisk"
+	"github.com/patchkeep/patchkeep/repo/store/storetest/smalldisk"
 )
 
 // fillUp leaves no byte of the file system.

@@ -9,8 +9,8 @@ import (
 
 	"github.com/patchkeep/patchkeep/client/agent"
 	"github.com/patchkeep/patchkeep/client/fetch"
-	"github.com/patchkeep/patchkeep/internal/smalldisk"
 	"github.com/patchkeep/patchkeep/repo/patch"
+	"github.com/patchkeep/patchkeep/repo/store/storetest/smalldisk"
 )
 
 // On a disk without room the files that are kept for deltas go first, the oldest

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/patchkeep/patchkeep/client/fetch"
-	"github.com/patchkeep/patchkeep/internal/unread"
+	"github.com/patchkeep/patchkeep/client/fetch/faulty/unread"
 )
 
 // A download that is killed at any moment is gone on with, and at most two

@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/patchkeep/patchkeep/internal/smalldisk"
+	"github.com/patchkeep/patchkeep/repo/store/storetest/smalldisk"
 )
 
 // onSmallDisk is a site whose machine keeps its state on a disk of 24 MiB.

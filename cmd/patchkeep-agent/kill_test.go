@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/patchkeep/patchkeep/internal/unread"
+	"github.com/patchkeep/patchkeep/client/fetch/faulty/unread"
 	"github.com/patchkeep/patchkeep/repo/layout"
 	"github.com/patchkeep/patchkeep/repo/patch"
 )

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/patchkeep/patchkeep/internal/smalldisk"
 	"github.com/patchkeep/patchkeep/mirror/cache"
+	"github.com/patchkeep/patchkeep/repo/store/storetest/smalldisk"
 )
 
 // occupy fills the disk but for free bytes, as another program may.
