@@ -211,7 +211,7 @@ func (m *mirror) serve(w http.ResponseWriter, r *http.Request) {
 	case rec.Code != http.StatusOK:
 		w.WriteHeader(rec.Code)
 		w.Write(x.body)
-	case m.fault.answer == nil || m.hits != nil && !m.hits(r.URL.Path):
+	case m.fault.answer == nil || m.hits != nil && !m.hits(r.URL.Path), r.Method == http.MethodHead: // what goes wrong is in bodies
 		x.send(x.body)
 	default:
 		m.fault.answer(x)
