@@ -375,32 +375,43 @@ func TestServiceFails(t *testing.T) {
 	})
 }
 
-// TestParts: what goes over the wire for a large object, and that nothing of it
-// stays when it fails.
+// TestParts: nothing of a large object stays when it fails, because its reader
+// does or because the caller gives up.
 func TestParts(t *testing.T) {
-	f := new(fakeS3)
-	s := mustNew(t, startFake(t, f))
 	const size = 11 << 20
 	broken := errors.New("broken")
-	_, err := s.Create(t.Context(), "x", io.MultiReader(io.LimitReader(zero{}, size-1), iotest.ErrReader(broken)), size, store.Options{})
-	if !errors.Is(err, broken) {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	f.before = func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.URL.Query().Get("partNumber") == "2" {
-			cancel()
-		}
-		return false
-	}
-	if _, err := s.Create(ctx, "x", io.LimitReader(zero{}, size), size, store.Options{}); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
-	if len(f.uploads) != 0 || f.seen("POST /bucket/x?uploads=") != 2 || f.seen("DELETE /bucket/x?uploadId=") != 2 {
-		t.Errorf("left: %d uploads; %q", len(f.uploads), f.requests)
-	}
-	if _, ok := f.object("x"); ok {
-		t.Error("an object is left")
+	for name, c := range map[string]struct {
+		r        io.Reader
+		cancelAt string // part number
+		want     error
+	}{
+		"reader fails": {r: io.MultiReader(io.LimitReader(zero{}, size-1), iotest.ErrReader(broken)), want: broken},
+		"cancelled":    {r: io.LimitReader(zero{}, size), cancelAt: "2", want: context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			// A fake of its own: a part that was given up may still come in later.
+			f := new(fakeS3)
+			f.before = func(_ http.ResponseWriter, r *http.Request) bool {
+				if n := r.URL.Query().Get("partNumber"); n != "" && n == c.cancelAt {
+					cancel()
+				}
+				return false
+			}
+			if _, err := mustNew(t, startFake(t, f)).Create(ctx, "x", c.r, size, store.Options{}); !errors.Is(err, c.want) {
+				t.Error(err)
+			}
+			f.mu.Lock()
+			left := len(f.uploads)
+			f.mu.Unlock()
+			if left != 0 || f.seen("POST /bucket/x?uploads=") != 1 || f.seen("DELETE /bucket/x?uploadId=") != 1 {
+				t.Errorf("left: %d uploads; %q", left, f.requests)
+			}
+			if _, ok := f.object("x"); ok {
+				t.Error("an object is left")
+			}
+		})
 	}
 }
 
