@@ -102,15 +102,11 @@ func (w *wording) all(ctx context.Context) error {
 
 // rest shows whatever else differs in the signed part.
 func (w *wording) rest() error {
-	before, err := flattened(w.others(w.before))
+	lines, err := compared(w.others(w.before), w.others(w.after))
 	if err != nil {
 		return err
 	}
-	after, err := flattened(w.others(w.after))
-	if err != nil {
-		return err
-	}
-	for _, line := range differences(before, after) {
+	for _, line := range lines {
 		w.say("%s: field %s", w.role, line)
 	}
 	return nil
@@ -202,15 +198,11 @@ func (w *wording) content(ctx context.Context, path string, tf *metadata.TargetF
 
 // entry shows what a target's entry holds beside length and sha256.
 func (w *wording) entry(path string, before, after *metadata.TargetFiles) error {
-	old, err := flattened(entryFields(before))
+	lines, err := compared(entryFields(before), entryFields(after))
 	if err != nil {
 		return err
 	}
-	new, err := flattened(entryFields(after))
-	if err != nil {
-		return err
-	}
-	if lines := differences(old, new); len(lines) > 0 {
+	if len(lines) > 0 {
 		w.say("%s: entry of %s", w.role, path)
 		w.detail(lines...)
 	}
@@ -250,15 +242,11 @@ func (w *wording) file(ctx context.Context, path string, before, after *metadata
 	default:
 		w.say("%s: changes %s from %s to %s", w.role, name, sizeAndHash(before), sizeAndHash(after))
 	}
-	old, err := flattened(entryFields(before))
+	lines, err := compared(entryFields(before), entryFields(after))
 	if err != nil {
 		return err
 	}
-	new, err := flattened(entryFields(after))
-	if err != nil {
-		return err
-	}
-	w.detail(differences(old, new)...)
+	w.detail(lines...)
 	if strings.HasPrefix(path, "patches/") || after.Length > maxShown {
 		return nil
 	}
@@ -281,15 +269,11 @@ func (w *wording) json(ctx context.Context, path string, before, after *metadata
 			old = had
 		}
 	}
-	a, err := flattened(old)
+	lines, err := compared(old, new)
 	if err != nil {
 		return err
 	}
-	b, err := flattened(new)
-	if err != nil {
-		return err
-	}
-	w.detail(differences(a, b)...)
+	w.detail(lines...)
 	return nil
 }
 
@@ -321,15 +305,10 @@ func (w *wording) plan(ctx context.Context, ring string, old, new map[string]any
 			}
 			w.detail(differences(nil, fields)...)
 		default:
-			a, err := flattened(before)
+			lines, err := compared(before, after)
 			if err != nil {
 				return err
 			}
-			b, err := flattened(after)
-			if err != nil {
-				return err
-			}
-			lines := differences(a, b)
 			if len(lines) == 0 {
 				continue
 			}
@@ -360,15 +339,10 @@ func (w *wording) plan(ctx context.Context, ring string, old, new map[string]any
 func (w *wording) holds(ring string, old, new any) error {
 	was, is := entriesBy(old, "patch"), entriesBy(new, "patch")
 	for _, path := range unionKeys(was, is) {
-		a, err := flattened(was[path])
+		lines, err := compared(was[path], is[path])
 		if err != nil {
 			return err
 		}
-		b, err := flattened(is[path])
-		if err != nil {
-			return err
-		}
-		lines := differences(a, b)
 		if len(lines) == 0 {
 			continue
 		}
@@ -411,15 +385,11 @@ func (w *wording) policies() error {
 		return err
 	}
 	for _, ring := range unionKeys(was, is) {
-		a, err := flattened(was[ring])
+		lines, err := compared(was[ring], is[ring])
 		if err != nil {
 			return err
 		}
-		b, err := flattened(is[ring])
-		if err != nil {
-			return err
-		}
-		if lines := differences(a, b); len(lines) > 0 {
+		if len(lines) > 0 {
 			w.say("%s: policy of ring %s: %s", w.role, ring, all.Of(ring))
 			w.detail(lines...)
 		}
@@ -543,15 +513,11 @@ func (w *wording) otherFields(what string, old, new map[string]any, said ...stri
 		delete(old, name)
 		delete(new, name)
 	}
-	a, err := flattened(old)
+	lines, err := compared(old, new)
 	if err != nil {
 		return err
 	}
-	b, err := flattened(new)
-	if err != nil {
-		return err
-	}
-	for _, line := range differences(a, b) {
+	for _, line := range lines {
 		w.say("%s: %s", what, line)
 	}
 	return nil
@@ -633,15 +599,11 @@ func (w *wording) delegations() error {
 				}
 			}
 		}
-		a, err := flattened(restOfRole(old))
+		lines, err := compared(restOfRole(old), restOfRole(new))
 		if err != nil {
 			return err
 		}
-		b, err := flattened(restOfRole(new))
-		if err != nil {
-			return err
-		}
-		w.detail(differences(a, b)...)
+		w.detail(lines...)
 	}
 	if b, a := roleOrder(w.before), roleOrder(w.after); !inOrder(b, a) {
 		w.say("%s: asks the roles in another order: %s", w.role, strings.Join(a, " "))
@@ -845,6 +807,19 @@ func compact(v any) string {
 		return fmt.Sprint(v)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// compared is differences of two values, as their JSON tells them apart.
+func compared(before, after any) ([]string, error) {
+	old, err := flattened(before)
+	if err != nil {
+		return nil, err
+	}
+	new, err := flattened(after)
+	if err != nil {
+		return nil, err
+	}
+	return differences(old, new), nil
 }
 
 // differences lists, by place, what is other in after than in before.
